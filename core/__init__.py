@@ -1,0 +1,1 @@
+"""The model (see the full map below once written)."""
