@@ -1,0 +1,212 @@
+"""Causal, windowed self-attention and the transformer stack, offline and streaming in one `forward`.
+
+Used by Mimi (encoder and decoder side, paper §3.3.1) and by the temporal transformer (§3.4). State
+None: the whole sequence at once. With a state: T new steps per slot, keys kept in a ring. The stack
+owns the only clock; mask, rotary angles and ring cells are computed once per call (`Window`) and
+handed to every layer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import repeat
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .config import TransformerConfig
+from .layers import LayerScale, Rope, make_mlp, make_norm
+from .state import KVCache, State
+
+
+@dataclass
+class Window:
+    """What every layer of a stack needs to know about the present call."""
+
+    mask: Tensor  # bool[B|1, 1, T, keys]
+    angles: tuple[Tensor, Tensor] | None  # rotary cos, sin
+    cells: Tensor | None  # long[B, T]: ring cells to write; None offline
+
+
+@dataclass
+class CrossCache(State):
+    """Keys and values of a cross-attention source, computed once per stream."""
+
+    k: Tensor  # [B, N, H, Dh]
+    v: Tensor  # [B, N, H, Dh]
+
+
+@dataclass
+class TransformerState(State):
+    """Ring caches of a stack under one clock."""
+
+    clock: Tensor  # long[B]: steps already consumed
+    layers: list[KVCache]
+    chunk: int  # longest call that keeps the window exact (0: never split, as upstream)
+
+
+class Attention(nn.Module):
+    """Self-attention with packed projections; grouped keys when kv_repeat > 1. [B, T, D] -> same."""
+
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+        self.heads, self.head_dim = config.heads, config.dim // config.heads
+        self.kv_heads = config.heads // config.kv_repeat
+        rows = config.dim + 2 * self.kv_heads * self.head_dim
+        self.qkv = nn.Linear(config.dim, rows, bias=False)
+        self.out = nn.Linear(config.dim, config.dim, bias=False)
+
+    def forward(self, x: Tensor, window: Window, rope: Rope | None, kv: KVCache | None) -> Tensor:
+        B, T, D = x.shape
+        split = [self.heads, self.kv_heads, self.kv_heads]
+        q, k, v = self.qkv(x).view(B, T, -1, self.head_dim).split(split, 2)  # [B, T, H|Hkv, Dh]
+        if rope is not None and window.angles is not None:
+            q, k = rope.rotate(q, window.angles), rope.rotate(k, window.angles)
+        if kv is not None:
+            assert window.cells is not None
+            slot = torch.arange(B, device=x.device)[:, None]
+            kv.k[slot, window.cells] = k.to(kv.k.dtype)
+            kv.v[slot, window.cells] = v.to(kv.v.dtype)
+            k, v = kv.k.to(q.dtype), kv.v.to(q.dtype)  # [B, R, Hkv, Dh]
+        if self.kv_heads != self.heads:
+            times = self.heads // self.kv_heads
+            k, v = k.repeat_interleave(times, 2), v.repeat_interleave(times, 2)
+        y = F.scaled_dot_product_attention(
+            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=window.mask
+        )
+        return self.out(y.transpose(1, 2).reshape(B, T, D))
+
+
+class CrossAttention(nn.Module):
+    """Unmasked attention over a fixed source (speaker conditions of the TTS). [B, T, D] -> same."""
+
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+        self.heads = config.heads
+        self.q = nn.Linear(config.dim, config.dim, bias=False)
+        self.kv = nn.Linear(config.dim, 2 * config.dim, bias=False)
+        self.out = nn.Linear(config.dim, config.dim, bias=False)
+
+    def prepare(self, source: Tensor) -> CrossCache:
+        """source [B, N, D] -> keys and values for `forward`."""
+        B, N, _ = source.shape
+        k, v = self.kv(source).view(B, N, 2, self.heads, -1).unbind(2)
+        return CrossCache(k, v)
+
+    def forward(self, x: Tensor, source: CrossCache) -> Tensor:
+        B, T, D = x.shape
+        q = self.q(x).view(B, T, self.heads, -1)
+        y = F.scaled_dot_product_attention(
+            q.transpose(1, 2), source.k.transpose(1, 2), source.v.transpose(1, 2)
+        )
+        return self.out(y.transpose(1, 2).reshape(B, T, D))
+
+
+class Layer(nn.Module):
+    """Pre-norm block: self-attention, cross-attention if any, feed-forward."""
+
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+        self.norm1 = make_norm(config.norm, config.dim)
+        self.attn = Attention(config)
+        self.scale1 = LayerScale(config.dim, config.layer_scale)
+        self.norm_cross = nn.LayerNorm(config.dim, eps=1e-5) if config.cross_attention else None
+        self.cross = CrossAttention(config) if config.cross_attention else None
+        self.norm2 = make_norm(config.norm, config.dim)
+        self.mlp = make_mlp(config)
+        self.scale2 = LayerScale(config.dim, config.layer_scale)
+
+    def forward(
+        self,
+        x: Tensor,
+        window: Window,
+        rope: Rope | None,
+        kv: KVCache | None,
+        source: CrossCache | None,
+    ) -> Tensor:
+        x = x + self.scale1(self.attn(self.norm1(x), window, rope, kv))
+        if self.cross is not None:
+            assert self.norm_cross is not None and source is not None, "cross-attention source"
+            x = x + self.cross(self.norm_cross(x), source)
+        return x + self.scale2(self.mlp(self.norm2(x)))
+
+
+class Transformer(nn.Module):
+    """A causal stack with a sliding window of `config.context` keys, self included."""
+
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+        self.config = config
+        self.rope = None
+        if config.rope != "none":
+            head_dim = config.dim // config.heads
+            self.rope = Rope(head_dim, config.max_period, config.rope == "interleaved")
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
+
+    def init_state(
+        self,
+        slots: int,
+        *,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        chunk: int = 1,
+        exact_window: bool = True,
+    ) -> TransformerState:
+        """Fresh state for `slots` streams.
+
+        chunk: steps per call that are computed at once; longer calls are split, the result is the
+        same. exact_window=False copies upstream's ring of `context` cells, in which the first of
+        several steps in one call loses its oldest keys.
+        """
+        c = self.config
+        assert c.context is not None, "a streaming stack needs a window"
+        ring = c.context + chunk - 1 if exact_window else c.context
+        shape = (slots, ring, c.heads // c.kv_repeat, c.dim // c.heads)
+
+        def cache() -> KVCache:
+            k = torch.zeros(shape, dtype=dtype, device=device)
+            return KVCache(k, torch.zeros_like(k))
+
+        clock = torch.zeros(slots, dtype=torch.long, device=device)
+        return TransformerState(clock, [cache() for _ in self.layers], chunk if exact_window else 0)
+
+    def window(self, x: Tensor, state: TransformerState | None) -> Window:
+        """Mask, angles and ring cells for x [B, T, D]."""
+        T = x.shape[1]
+        steps = torch.arange(T, device=x.device)
+        if state is None:
+            query, cells = steps[None], None  # [1, T]
+            key = query
+        else:
+            query = state.clock[:, None] + steps  # [B, T] absolute positions
+            R = state.layers[0].k.shape[1]
+            cells = query % R
+            last = query[:, -1:]
+            key = last - (last - torch.arange(R, device=x.device)) % R  # [B, R] position per cell
+        age = query[:, :, None] - key[:, None]  # [B, T, keys]
+        mask = (key[:, None] >= 0) & (age >= 0)
+        if self.config.context is not None:
+            mask &= age < self.config.context
+        angles = None if self.rope is None else self.rope.angles(query)
+        return Window(mask[:, None], angles, cells)
+
+    def forward(
+        self,
+        x: Tensor,
+        state: TransformerState | None = None,
+        active: Tensor | None = None,
+        sources: list[CrossCache] | None = None,
+    ) -> Tensor:
+        """x [B, T, D] -> [B, T, D]. active bool[B]: paused slots compute but do not advance."""
+        if state is not None and 0 < state.chunk < x.shape[1]:
+            parts = x.split(state.chunk, 1)
+            return torch.cat([self.forward(p, state, active, sources) for p in parts], 1)
+        window = self.window(x, state)
+        caches = repeat(None) if state is None else state.layers
+        crosses = repeat(None) if sources is None else sources
+        for layer, kv, source in zip(self.layers, caches, crosses):  # noqa: B905 (repeat is endless)
+            x = layer(x, window, self.rope, kv, source)
+        if state is not None:
+            state.clock += x.shape[1] if active is None else x.shape[1] * active
+        return x

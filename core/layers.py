@@ -1,0 +1,106 @@
+"""The small layers every transformer here is made of: norms, layer scale, RoPE, feed-forward."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .config import TransformerConfig
+
+
+class RMSNorm(nn.Module):
+    """x · α/rms(x), computed in float32 whatever the dtype (`rms_norm_f32` in Kyutai configs)."""
+
+    def __init__(self, dim: int, eps: float = 1e-8):
+        super().__init__()
+        self.eps = eps
+        self.alpha = nn.Parameter(torch.ones(1, 1, dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x32 = x.float()
+        scale = torch.rsqrt(self.eps + x32.square().mean(-1, keepdim=True))
+        return (x32 * (self.alpha.float() * scale)).to(x.dtype)
+
+
+def make_norm(kind: str, dim: int) -> nn.Module:
+    """The norm a config names: "rms" (eps 1e-8, float32) or "layer" (LayerNorm, eps 1e-5)."""
+    if kind == "rms":
+        return RMSNorm(dim)
+    assert kind == "layer", kind
+    return nn.LayerNorm(dim, eps=1e-5)
+
+
+class LayerScale(nn.Module):
+    """A learnt factor per channel on a residual update; identity when `init` is None."""
+
+    def __init__(self, dim: int, init: float | None):
+        super().__init__()
+        self.scale = None if init is None else nn.Parameter(torch.full((dim,), init))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if self.scale is None else x * self.scale
+
+
+def gated_width(dim: int, ff: int) -> int:
+    """Hidden width of the gated feed-forward for a nominal width `ff` (upstream's rule)."""
+    return 21 * dim // 8 if ff == 4 * dim else 2 * ff // 3
+
+
+class GatedMlp(nn.Module):
+    """SiLU-gated feed-forward: the first half of `up` gates the second. [..., D] -> [..., D]"""
+
+    def __init__(self, dim: int, ff: int):
+        super().__init__()
+        hidden = gated_width(dim, ff)
+        self.up = nn.Linear(dim, 2 * hidden, bias=False)
+        self.down = nn.Linear(hidden, dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.up(x).chunk(2, -1)
+        return self.down(F.silu(gate) * value)
+
+
+class Mlp(nn.Module):
+    """Plain feed-forward with the exact (erf) GELU, as in Mimi. [..., D] -> [..., D]"""
+
+    def __init__(self, dim: int, ff: int):
+        super().__init__()
+        self.up = nn.Linear(dim, ff, bias=False)
+        self.down = nn.Linear(ff, dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.gelu(self.up(x)))
+
+
+def make_mlp(config: TransformerConfig) -> nn.Module:
+    """Gated (language models) or plain (Mimi) feed-forward."""
+    return (GatedMlp if config.gated else Mlp)(config.dim, config.ff)
+
+
+class Rope:
+    """Rotary positions. Angles are made once per step and shared by all layers."""
+
+    def __init__(self, head_dim: int, max_period: float, interleaved: bool):
+        self.head_dim, self.max_period, self.interleaved = head_dim, max_period, interleaved
+
+    def angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """positions long[B|1, T] -> cos, sin float32 [B|1, T, 1, Dh/2]."""
+        i = torch.arange(self.head_dim // 2, device=positions.device, dtype=torch.float32)
+        freqs = torch.exp(i * (-2 * math.log(self.max_period) / self.head_dim))
+        angle = positions[..., None].float() * freqs  # [B, T, Dh/2]
+        return angle.cos()[:, :, None], angle.sin()[:, :, None]
+
+    def rotate(self, x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
+        """x [B, T, H, Dh], rotated in float32, in x's dtype again."""
+        cos, sin = angles
+        pairs = x.float()
+        if self.interleaved:
+            a, b = pairs.unflatten(-1, (-1, 2)).unbind(-1)  # (2i, 2i + 1)
+        else:
+            a, b = pairs.chunk(2, -1)  # (i, i + Dh/2)
+        turned = (a * cos - b * sin, a * sin + b * cos)
+        out = torch.stack(turned, -1).flatten(-2) if self.interleaved else torch.cat(turned, -1)
+        return out.to(x.dtype)

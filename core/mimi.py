@@ -1,0 +1,204 @@
+"""Mimi, the causal neural codec (paper §3.3): 24 kHz waveform <-> 12.5 frames of Q codes a second.
+
+encode: wav [B, 1, S] -> SEANet (25 Hz) -> transformer -> learnt downsampling (12.5 Hz) -> split RVQ
+-> codes [B, Q, T]. decode goes back. Both take a state for streaming; T frames of 1920 samples per
+call, any chunking gives the offline result. Always float32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .attention import Transformer, TransformerState
+from .config import MimiConfig
+from .conv import CausalConv, CausalConvTranspose
+from .seanet import SeanetDecoder, SeanetEncoder, SeanetState
+from .state import Overlap, State, Tail
+from .vq import SplitVq
+
+
+@dataclass
+class EncoderState(State):
+    """Streaming state of `encode`."""
+
+    seanet: SeanetState
+    transformer: TransformerState
+    downsample: Tail | None
+
+
+@dataclass
+class DecoderState(State):
+    """Streaming state of `decode`."""
+
+    upsample: Overlap
+    transformer: TransformerState
+    seanet: SeanetState
+
+
+@dataclass
+class MimiState(State):
+    """Both directions of one codec session."""
+
+    encoder: EncoderState
+    decoder: DecoderState
+
+
+@dataclass
+class Autoencoded:
+    """What `Mimi.autoencode` gives to the training loss."""
+
+    wav: Tensor  # [B, 1, S]
+    codes: Tensor  # [B, Q, T]
+    semantic: Tensor  # [B, T, D]: output of the semantic branch, straight-through
+    commitment: Tensor  # scalar
+
+
+class Mimi(nn.Module):
+    """The codec. Q active codebooks are set by `set_num_codebooks`; decode takes any number."""
+
+    def __init__(self, config: MimiConfig):
+        super().__init__()
+        self.config = config
+        dim, stride = config.seanet.dim, config.stride
+        self.encoder = SeanetEncoder(config.seanet)
+        self.encoder_transformer = Transformer(config.transformer)
+        self.downsample = CausalConv(dim, dim, 2 * stride, stride, bias=False, replicate=True)
+        self.quantizer = SplitVq(dim, config.quantizer)
+        self.upsample = CausalConvTranspose(dim, dim, 2 * stride, stride, groups=dim, bias=False)
+        self.decoder_transformer = Transformer(config.transformer)
+        self.decoder = SeanetDecoder(config.seanet)
+
+    @property
+    def sample_rate(self) -> int:
+        """Hz."""
+        return self.config.sample_rate
+
+    @property
+    def frame_rate(self) -> float:
+        """Hz."""
+        return self.config.frame_rate
+
+    @property
+    def frame_samples(self) -> int:
+        """Samples per frame."""
+        return self.config.frame_samples
+
+    @property
+    def num_codebooks(self) -> int:
+        """Codebooks that `encode` gives."""
+        return self.quantizer.active
+
+    def set_num_codebooks(self, count: int) -> None:
+        """Use the first `count` codebooks in `encode`; 1 ≤ count ≤ Q of the checkpoint."""
+        total = self.config.quantizer.codebooks
+        if not 1 <= count <= total:
+            raise ValueError(f"the codec has {total} codebooks, {count} asked for")
+        self.quantizer.active = count
+
+    def init_state(
+        self,
+        slots: int,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        exact_window: bool = True,
+    ) -> MimiState:
+        """Fresh streaming state. exact_window=False copies upstream's streaming beyond 10 s, where
+        the first of a frame's two steps loses its oldest key (see `Transformer.init_state`)."""
+
+        def stack(transformer: Transformer) -> TransformerState:
+            return transformer.init_state(
+                slots, dtype=dtype, device=device, chunk=self.config.stride,
+                exact_window=exact_window,
+            )  # fmt: skip
+
+        encoder = EncoderState(
+            self.encoder.init_state(slots, device=device),
+            stack(self.encoder_transformer),
+            self.downsample.init_state(slots, device=device),
+        )
+        decoder = DecoderState(
+            self.upsample.init_state(slots, device=device),
+            stack(self.decoder_transformer),
+            self.decoder.init_state(slots, device=device),
+        )
+        return MimiState(encoder, decoder)
+
+    def encode_latent(
+        self, wav: Tensor, state: EncoderState | None = None, active: Tensor | None = None
+    ) -> Tensor:
+        """wav [B, 1, S] -> unquantised latent [B, D, T].
+
+        Offline, S is padded with zeros to whole frames; streaming needs S = T · 1920, T ≥ 1.
+        """
+        if state is None:
+            wav = F.pad(wav, (0, -wav.shape[-1] % self.frame_samples))
+        assert wav.shape[-1] and wav.shape[-1] % self.frame_samples == 0, wav.shape
+        s = state
+        x = self.encoder(wav, None if s is None else s.seanet, active)  # [B, D, 2T]
+        x = self.encoder_transformer(
+            x.transpose(1, 2), None if s is None else s.transformer, active
+        ).transpose(1, 2)
+        return self.downsample(x, None if s is None else s.downsample, active)  # [B, D, T]
+
+    def decode_latent(
+        self, latent: Tensor, state: DecoderState | None = None, active: Tensor | None = None
+    ) -> Tensor:
+        """latent [B, D, T] -> wav [B, 1, T · 1920]."""
+        s = state
+        x = self.upsample(latent, None if s is None else s.upsample, active)  # [B, D, 2T]
+        x = self.decoder_transformer(
+            x.transpose(1, 2), None if s is None else s.transformer, active
+        ).transpose(1, 2)
+        return self.decoder(x, None if s is None else s.seanet, active)
+
+    def encode(
+        self, wav: Tensor, state: EncoderState | None = None, active: Tensor | None = None
+    ) -> Tensor:
+        """wav float32 [B, 1, S] in [-1, 1] -> codes long[B, Q, T]; see `encode_latent`."""
+        return self.quantizer.encode(self.encode_latent(wav, state, active))
+
+    def decode(
+        self, codes: Tensor, state: DecoderState | None = None, active: Tensor | None = None
+    ) -> Tensor:
+        """codes long[B, n, T], 1 ≤ n ≤ Q -> wav [B, 1, T · 1920]. Codes must be < C."""
+        return self.decode_latent(self.quantizer.decode(codes), state, active)
+
+    def autoencode(
+        self,
+        wav: Tensor,
+        *,
+        quantize: Tensor | None = None,
+        counts: Tensor | None = None,
+        decay: float = 0.99,
+        min_usage: float = 0.03,
+        generator: torch.Generator,
+    ) -> Autoencoded:
+        """Training pass (paper §3.3): wav [B, 1, S] -> reconstruction; codebooks learn on the way.
+
+        quantize bool[B]: False skips quantisation for that item; counts long[B]: how many codebooks
+        (1…Q) that item uses (quantiser dropout).
+        """
+        B, vq = len(wav), self.quantizer
+        first, total = self.config.quantizer.semantic, self.config.quantizer.codebooks
+        quantize = torch.ones(B, dtype=torch.bool) if quantize is None else quantize
+        counts = torch.full((B,), total) if counts is None else counts
+        latent = self.encode_latent(wav)
+        semantic = vq.semantic.train_step(
+            latent, quantize, counts.clamp(max=first), decay, min_usage, generator
+        )
+        acoustic = vq.acoustic.train_step(
+            latent, quantize, counts - first, decay, min_usage, generator
+        )
+        some = (counts > first)[:, None, None] | ~quantize[:, None, None]
+        out = semantic.latent + acoustic.latent * some
+        return Autoencoded(
+            self.decode_latent(out)[..., : wav.shape[-1]],
+            torch.cat([semantic.codes, acoustic.codes], 1),
+            semantic.latent.transpose(1, 2),
+            semantic.commitment + acoustic.commitment,
+        )
