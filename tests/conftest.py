@@ -1,4 +1,4 @@
-"""Shared by all tests: one thread, one seed per test."""
+"""Shared by all tests: one thread, one seed per test, tiny models."""
 
 from __future__ import annotations
 
@@ -8,10 +8,21 @@ from pathlib import Path
 import pytest
 import torch
 
+from moshi_cli.core.config import MimiConfig, QuantizerConfig, SeanetConfig, TransformerConfig
+from moshi_cli.core.mimi import Mimi
+
+TINY_MIMI = MimiConfig(  # frames of 1920 samples like the real one; 4 codebooks of 16 entries
+    seanet=SeanetConfig(dim=16, filters=2),
+    transformer=TransformerConfig(
+        dim=16, heads=2, layers=2, ff=32, context=8, norm="layer", gated=False, layer_scale=0.01
+    ),
+    quantizer=QuantizerConfig(dim=8, codebooks=4, size=16),
+)
+
 
 def pytest_configure() -> None:
     torch.set_num_threads(1)  # the models here are tiny; threads would only cost
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ["HF_HUB_OFFLINE"] = "1"  # no test touches the network
 
 
 @pytest.fixture(autouse=True)
@@ -22,4 +33,14 @@ def seed() -> None:
 
 @pytest.fixture(scope="session")
 def root() -> Path:
+    """The folder of the checkout."""
     return Path(__file__).parent.parent
+
+
+@pytest.fixture
+def tiny_mimi(seed: None) -> Mimi:
+    """A codec with random weights; its codebooks saw noise, so most codes are in use."""
+    mimi = Mimi(TINY_MIMI).eval().requires_grad_(False)
+    noise = torch.rand(4, 1, 16 * mimi.frame_samples) * 2 - 1
+    mimi.autoencode(noise, decay=0.0, generator=torch.Generator().manual_seed(0))
+    return mimi
