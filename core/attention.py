@@ -1,4 +1,4 @@
-"""Causal, windowed self-attention and the transformer stack, offline and streaming in one `forward`.
+"""Causal, windowed self-attention and the transformer stack: one `forward`, files and streams.
 
 Used by Mimi (encoder and decoder side, paper §3.3.1) and by the temporal transformer (§3.4). State
 None: the whole sequence at once. With a state: T new steps per slot, keys kept in a ring. The stack
@@ -9,15 +9,14 @@ handed to every layer.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import repeat
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config import TransformerConfig
-from .layers import LayerScale, Rope, make_mlp, make_norm
-from .state import KVCache, State
+from moshi_cli.core.config import TransformerConfig
+from moshi_cli.core.layers import LayerScale, Rope, make_mlp, make_norm
+from moshi_cli.core.state import KVCache, State
 
 
 @dataclass
@@ -47,7 +46,7 @@ class TransformerState(State):
 
 
 class Attention(nn.Module):
-    """Self-attention with packed projections; grouped keys when kv_repeat > 1. [B, T, D] -> same."""
+    """Self-attention, packed projections; grouped keys if kv_repeat > 1. [B, T, D] -> same."""
 
     def __init__(self, config: TransformerConfig):
         super().__init__()
@@ -203,10 +202,9 @@ class Transformer(nn.Module):
             parts = x.split(state.chunk, 1)
             return torch.cat([self.forward(p, state, active, sources) for p in parts], 1)
         window = self.window(x, state)
-        caches = repeat(None) if state is None else state.layers
-        crosses = repeat(None) if sources is None else sources
-        for layer, kv, source in zip(self.layers, caches, crosses):  # noqa: B905 (repeat is endless)
-            x = layer(x, window, self.rope, kv, source)
+        for i, layer in enumerate(self.layers):
+            kv = None if state is None else state.layers[i]
+            x = layer(x, window, self.rope, kv, None if sources is None else sources[i])
         if state is not None:
             state.clock += x.shape[1] if active is None else x.shape[1] * active
         return x

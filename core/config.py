@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from .errors import ModelError
+from moshi_cli.core.errors import ModelError
 
 
 def refuse_unknown(keys: Iterable[str], known: Iterable[str], where: str) -> None:
@@ -121,7 +121,7 @@ class MimiConfig:
 
     @classmethod
     def from_kyutai(cls, data: Mapping[str, Any], where: str = "mimi config") -> MimiConfig:
-        """Read the published JSON layout: {sample_rate, frame_rate, seanet, quantizer, transformer}."""
+        """Read the published JSON: {sample_rate, frame_rate, seanet, quantizer, transformer}."""
         refuse_unknown(data, _MIMI_KEYS, where)
         s, q, t = (need(data, key, where) for key in ("seanet", "quantizer", "transformer"))
         refuse_unknown(s, _SEANET_KEYS, f"{where}: seanet")

@@ -1,4 +1,4 @@
-"""Causal convolutions of the codec (paper §3.3.1): one `forward`, offline or with the caller's tail.
+"""Causal convolutions of the codec (paper §3.3.1): one `forward`, offline or with a tail.
 
 Offline a convolution pads on the left only, by kernel - stride (dilated); a transposed convolution
 drops its last kernel - stride outputs. Streaming keeps exactly these samples between calls, so any
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .state import Overlap, Tail, keep
+from moshi_cli.core.state import Overlap, Tail, keep
 
 
 class CausalConv(nn.Conv1d):

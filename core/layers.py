@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config import TransformerConfig
+from moshi_cli.core.config import TransformerConfig
 
 
 class RMSNorm(nn.Module):

@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import Transformer, TransformerState
-from .config import MimiConfig
-from .conv import CausalConv, CausalConvTranspose
-from .seanet import SeanetDecoder, SeanetEncoder, SeanetState
-from .state import Overlap, State, Tail
-from .vq import SplitVq
+from moshi_cli.core.attention import Transformer, TransformerState
+from moshi_cli.core.config import MimiConfig
+from moshi_cli.core.conv import CausalConv, CausalConvTranspose
+from moshi_cli.core.seanet import SeanetDecoder, SeanetEncoder, SeanetState
+from moshi_cli.core.state import Overlap, State, Tail
+from moshi_cli.core.vq import SplitVq
 
 
 @dataclass
@@ -178,7 +178,8 @@ class Mimi(nn.Module):
         min_usage: float = 0.03,
         generator: torch.Generator,
     ) -> Autoencoded:
-        """Training pass (paper §3.3): wav [B, 1, S] -> reconstruction; codebooks learn on the way.
+        """Training pass (paper §3.3): wav [B, 1, S] -> reconstruction; in training mode
+        the codebooks learn on the way.
 
         quantize bool[B]: False skips quantisation for that item; counts long[B]: how many codebooks
         (1…Q) that item uses (quantiser dropout).

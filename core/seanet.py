@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config import SeanetConfig
-from .conv import CausalConv, CausalConvTranspose
-from .state import Overlap, State, Tail
+from moshi_cli.core.config import SeanetConfig
+from moshi_cli.core.conv import CausalConv, CausalConvTranspose
+from moshi_cli.core.state import Overlap, State, Tail
 
 
 @dataclass

@@ -1,9 +1,9 @@
 """Streaming state: small dataclasses of tensors that the caller owns and passes in.
 
 `None` in place of a state means training or offline work. Every tensor has the slot as its leading
-axis, so one state serves B independent streams: a slot can be paused (`active` False: its state does
-not move), reset (rewound), taken out and put back. States are mutated in place and never change
-shape, so a compiled or captured step keeps working.
+axis, so one state serves B independent streams: a slot can be paused (`active` False: its state
+does not move), reset (rewound), taken out and put back. States are mutated in place and never
+change shape, so a compiled or captured step keeps working.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class State:
         return {path: tensor for path, tensor, _ in self.leaves()}
 
     def take(self, slot: int) -> dict[str, Tensor]:
-        """A copy of one slot's state: path -> tensor without the slot axis. A voice prompt is that."""
+        """A copy of one slot's state: path -> tensor without the slot axis (a voice prompt)."""
         return {path: tensor[slot].clone() for path, tensor in self.tensors().items()}
 
     def put(self, slot: int, saved: dict[str, Tensor]) -> None:

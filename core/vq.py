@@ -1,4 +1,4 @@
-"""Split residual vector quantiser of Mimi (paper §3.3.2): lookup for use, EMA codebooks for training.
+"""Split residual vector quantiser of Mimi (paper §3.3.2): lookup, and EMA codebooks to train it.
 
 Two branches see the *same* latent: a plain VQ for the semantic codebook and a residual VQ for the
 acoustic ones. Each has its own 1×1 projections; the branch outputs are added. Codebooks are stored
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config import QuantizerConfig
+from moshi_cli.core.config import QuantizerConfig
 
 EPS = 1e-5  # floor of a cluster's usage
 
@@ -120,18 +120,19 @@ class ResidualVq(nn.Module):
     ) -> Quantized:
         """x [B, D, T]; quantize bool[B]; counts long[B]: codebooks used per item (dropout).
 
-        Residuals of all levels are learnt from; the straight-through output uses `counts` levels,
+        In training mode all levels learn from their residuals; the straight-through output uses `counts` levels,
         or the unquantised projection where `quantize` is False.
         """
         z = self.input_proj(x).transpose(1, 2)  # [B, T, dim]
         r, total, loss, codes = z.detach(), torch.zeros_like(z), z.new_zeros(()), []
         for level, layer in enumerate(self.layers):
             flat = r.reshape(-1, r.shape[-1])
-            if not layer.initialized.item():
+            if self.training and not layer.initialized.item():
                 layer.learn(flat, flat.new_zeros(0).long(), decay, min_usage, generator)
             index = layer.encode(r)
             near = layer.decode(index)
-            layer.learn(flat, index.reshape(-1), decay, min_usage, generator)
+            if self.training:
+                layer.learn(flat, index.reshape(-1), decay, min_usage, generator)
             used = (level < counts)[:, None, None]
             total = total + torch.where(used, near, torch.zeros_like(near))
             error = (z - total).square() * used  # pulls the encoder towards what is decoded
