@@ -120,8 +120,8 @@ class ResidualVq(nn.Module):
     ) -> Quantized:
         """x [B, D, T]; quantize bool[B]; counts long[B]: codebooks used per item (dropout).
 
-        In training mode all levels learn from their residuals; the straight-through output uses `counts` levels,
-        or the unquantised projection where `quantize` is False.
+        In training mode all levels learn from their residuals. The straight-through output uses
+        `counts` levels, or the unquantised projection where `quantize` is False.
         """
         z = self.input_proj(x).transpose(1, 2)  # [B, T, dim]
         r, total, loss, codes = z.detach(), torch.zeros_like(z), z.new_zeros(()), []
