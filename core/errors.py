@@ -12,9 +12,7 @@ class MoshiError(Exception):
 
     exit_code = 1
 
-    def __init__(
-        self, message: str, hint: str | None = None, exit_code: int | None = None
-    ) -> None:
+    def __init__(self, message: str, hint: str | None = None, exit_code: int | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
