@@ -121,111 +121,121 @@ class MimiConfig:
 
     @classmethod
     def from_kyutai(cls, data: Mapping[str, Any], where: str = "mimi config") -> MimiConfig:
-        """Read the published JSON: {sample_rate, frame_rate, seanet, quantizer, transformer}."""
-        refuse_unknown(data, _MIMI_KEYS, where)
-        s, q, t = (need(data, key, where) for key in ("seanet", "quantizer", "transformer"))
-        refuse_unknown(s, _SEANET_KEYS, f"{where}: seanet")
-        refuse_unknown(q, _QUANTIZER_KEYS, f"{where}: quantizer")
-        refuse_unknown(t, _CODEC_TRANSFORMER_KEYS, f"{where}: transformer")
-        for key, value in _FIXED_SEANET.items():
-            if s.get(key, value) != value:
-                raise ModelError(f"{where}: seanet.{key} = {s[key]!r} is not supported")
-        return cls(
-            seanet=SeanetConfig(
-                dim=need(s, "dimension", where),
-                filters=need(s, "n_filters", where),
-                ratios=tuple(need(s, "ratios", where)),
-                kernel=s.get("kernel_size", 7),
-                last_kernel=s.get("last_kernel_size", 3),
-                residual_kernel=s.get("residual_kernel_size", 3),
-                residual_layers=s.get("n_residual_layers", 1),
-                dilation_base=s.get("dilation_base", 2),
-                compress=s.get("compress", 2),
-            ),
-            transformer=TransformerConfig(
-                dim=need(t, "d_model", where),
-                heads=need(t, "num_heads", where),
-                layers=need(t, "num_layers", where),
-                ff=need(t, "dim_feedforward", where),
-                context=need(t, "context", where),
-                max_period=float(t.get("max_period", 10_000)),
-                norm="layer",
-                gated=False,
-                layer_scale=t.get("layer_scale", 0.01),
-            ),
-            quantizer=QuantizerConfig(
-                dim=need(q, "dimension", where),
-                codebooks=need(q, "n_q", where),
-                size=need(q, "bins", where),
-                semantic=q.get("n_q_semantic", 1),
-            ),
-            sample_rate=data.get("sample_rate", 24_000),
-            frame_rate=data.get("frame_rate", 12.5),
-        )
+        """Read the published JSON layout; ModelError on unknown keys and unsupported values."""
+        from moshi_cli.core.kyutai import read_mimi
+
+        return read_mimi(data, where)
 
     def to_kyutai(self) -> dict[str, Any]:
         """The published JSON layout."""
-        s, t, q = self.seanet, self.transformer, self.quantizer
-        return {
-            "sample_rate": self.sample_rate,
-            "channels": 1,
-            "frame_rate": self.frame_rate,
-            "seanet": {
-                **_FIXED_SEANET,
-                "dimension": s.dim,
-                "n_filters": s.filters,
-                "n_residual_layers": s.residual_layers,
-                "compress": s.compress,
-                "dilation_base": s.dilation_base,
-                "kernel_size": s.kernel,
-                "residual_kernel_size": s.residual_kernel,
-                "last_kernel_size": s.last_kernel,
-                "ratios": list(s.ratios),
-            },
-            "quantizer": {
-                "dimension": q.dim,
-                "n_q": q.codebooks,
-                "bins": q.size,
-                "input_dimension": s.dim,
-                "output_dimension": s.dim,
-            },
-            "transformer": {
-                "d_model": t.dim,
-                "num_heads": t.heads,
-                "num_layers": t.layers,
-                "causal": True,
-                "layer_scale": t.layer_scale,
-                "context": t.context,
-                "conv_layout": True,
-                "max_period": t.max_period,
-                "gating": "none",
-                "norm": "layer_norm",
-                "positional_embedding": "rope",
-                "dim_feedforward": t.ff,
-                "input_dimension": s.dim,
-                "output_dimensions": [s.dim],
-            },
-        }
+        from moshi_cli.core.kyutai import write_mimi
+
+        return write_mimi(self)
 
 
-# What every published SEANet has; other values would need other code.
-_FIXED_SEANET: dict[str, Any] = {
-    "channels": 1, "causal": True, "activation": "ELU", "disable_norm_outer_blocks": 0,
-    "norm": "none", "pad_mode": "constant", "true_skip": True,
-}  # fmt: skip
-_MIMI_KEYS = {"sample_rate", "channels", "frame_rate", "seanet", "quantizer", "transformer"}
-_SEANET_KEYS = {
-    *_FIXED_SEANET, "dimension", "n_filters", "ratios", "kernel_size", "last_kernel_size",
-    "residual_kernel_size", "n_residual_layers", "dilation_base", "compress",
-}  # fmt: skip
-_QUANTIZER_KEYS = {
-    "dimension", "n_q", "bins", "input_dimension", "output_dimension", "n_q_semantic",
-}  # fmt: skip
-_CODEC_TRANSFORMER_KEYS = {
-    "d_model", "num_heads", "num_layers", "causal", "layer_scale", "context", "conv_layout",
-    "max_period", "gating", "norm", "positional_embedding", "dim_feedforward", "input_dimension",
-    "output_dimensions",
-}  # fmt: skip
+@dataclass(frozen=True)
+class ConditionConfig:
+    """One conditioner: something the model is told beside the streams."""
+
+    name: str
+    kind: str  # "lut" (one word out of a list) or "tensor" (a sequence of vectors)
+    dim: int  # width before the projection
+    bins: int = 0  # lut: rows of the table, less the one for "nothing"
+    values: tuple[str, ...] = ()  # lut: the words; empty: any text, hashed into a row
+
+
+@dataclass(frozen=True)
+class FuserConfig:
+    """Where conditions enter the temporal transformer."""
+
+    sum: tuple[str, ...] = ()  # added to every input vector
+    cross: tuple[str, ...] = ()  # attended to by every layer
+    cross_positions: bool = False  # add sinusoidal positions to what is attended to
+    cross_scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class DepthConfig:
+    """The depth transformer: the codebooks of one frame, one after the other (paper §3.4.2)."""
+
+    dim: int  # width d
+    heads: int
+    layers: int
+    ff: int  # nominal feed-forward width
+    schedule: tuple[int, ...]  # weight set of codebook k, in attention and feed-forward
+    inputs: tuple[int, ...]  # weight set of codebook k, in the projection from the temporal width
+    low_rank: int | None = None  # width of factorised embeddings
+    norm: str = "rms"
+    gated: bool = True
+    norm_out: str | None = None  # a norm before each head: "rms", "layer" or none
+    numbered: bool = True  # files number the weight sets, even if there is one only
+
+    def __post_init__(self) -> None:
+        if self.dim % self.heads:
+            raise ModelError(f"depth heads {self.heads} do not divide width {self.dim}")
+        for name in ("schedule", "inputs"):
+            sets = getattr(self, name)
+            if not sets or set(sets) != set(range(max(sets) + 1)):
+                raise ModelError(f"depth {name} {sets} must use every set from 0 on")
+        if len(self.schedule) != len(self.inputs):
+            raise ModelError("depth schedule and inputs must have one entry per codebook")
+
+
+@dataclass(frozen=True)
+class LmConfig:
+    """The RQ-Transformer over K = 1 + n_q streams: text, the voice, the partner."""
+
+    temporal: TransformerConfig
+    depth: DepthConfig | None  # None: writes only (STT)
+    n_q: int  # audio streams read
+    dep_q: int  # of these, how many the model makes
+    delays: tuple[int, ...]  # frames per stream, text first (paper §3.4.4)
+    text_vocab: int  # V; the start token is V itself
+    text_classes: int  # classes of the text head, normally V
+    codebook_size: int = 2048  # C; the start token is C itself
+    text_pad: int = 3  # PAD
+    text_epad: int = 0  # EPAD: the frame before a word
+    demux: bool = False  # two text tokens in one id: left + (right + 1) * (V + 1)
+    extra_heads: int = 0
+    extra_classes: int = 6
+    conditions: tuple[ConditionConfig, ...] = ()
+    fuser: FuserConfig | None = None
+    hears_lag: bool = False  # text sampled before the lag is over is fed back (published STT)
+
+    def __post_init__(self) -> None:
+        if len(self.delays) != 1 + self.n_q:
+            raise ModelError(f"{len(self.delays)} delays for {1 + self.n_q} streams")
+        if min(self.delays) < 0:
+            raise ModelError("delays must not be negative")
+        if not 0 <= self.dep_q <= self.n_q or (self.depth is None) != (self.dep_q == 0):
+            raise ModelError(f"cannot make {self.dep_q} of {self.n_q} codebooks")
+        if self.depth is not None and len(self.depth.schedule) != self.dep_q:
+            raise ModelError(f"depth schedule {self.depth.schedule} is not for {self.dep_q} steps")
+        known = {c.name for c in self.conditions}
+        for name in (*self.fuser.sum, *self.fuser.cross) if self.fuser else ():
+            if name not in known:
+                raise ModelError(f"the fuser uses {name!r}, which no conditioner makes")
+
+    @property
+    def streams(self) -> int:
+        """K."""
+        return 1 + self.n_q
+
+    @property
+    def voice_q(self) -> int:
+        """Codebooks of the voice that the text writes down."""
+        return self.dep_q or self.n_q
+
+    @property
+    def partner_q(self) -> int:
+        """Codebooks of the other side."""
+        return self.n_q - self.voice_q
+
+    @property
+    def start_tokens(self) -> tuple[int, ...]:
+        """The token each stream begins with."""
+        return (self.text_vocab, *[self.codebook_size] * self.n_q)
+
 
 # The codec of the built-in model: Mimi's classes, small enough to train on a laptop.
 MIMI_NANO = MimiConfig(
