@@ -15,14 +15,16 @@ Letters, the same in every file:
 Suffixes carry units: _s, _hz, _frames, _samples.
 
 Read in this order:
-    config, errors             frozen dataclasses; what a user may be told
+    errors, config             what a user may be told; frozen dataclasses
     streams                    Role, Task, DelayPattern: integers and shifts, the design in one file
     state                      what a stream remembers: passed in, mutated in place; None is offline
     layers, attention          RMSNorm, RoPE, gated MLP; causal windowed attention on a ring
     conv, seanet, vq, mimi     the codec, bottom up: sound [B, 1, S] <-> codes [B, Q, T]
-    depth, sampling, lm        codes and text [B, K, T] -> logits, or the next column
-    engine                     one loop over slots: open, step, close; a frame is one graph
-    text, audio, weights       the borders: words, sound files, checkpoints
+    conditioning, depth, lm    codes and text [B, K, T] -> h [B, T, D], logits, the codes of a frame
+    sampling, engine           one token; one loop over slots: open, step, close
+    text                       words with times <-> a token row
+    audio, audio_writer        sound files and pipes; below them pcm, decoders, files
+    weights, kyutai            checkpoints: tensors and configs of the published layouts
     losses, discriminators     training only
 
 Names listed here load on first use, so that importing this package costs nothing.

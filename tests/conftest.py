@@ -1,4 +1,4 @@
-"""Shared by all tests: one thread, one seed per test, tiny models."""
+"""Shared by all tests: one thread, one seed per test, tiny models that fit together."""
 
 from __future__ import annotations
 
@@ -8,8 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from moshi_cli.core.config import MimiConfig, QuantizerConfig, SeanetConfig, TransformerConfig
+from moshi_cli.core.config import (
+    DepthConfig,
+    LmConfig,
+    MimiConfig,
+    QuantizerConfig,
+    SeanetConfig,
+    TransformerConfig,
+)
+from moshi_cli.core.lm import MoshiLm
 from moshi_cli.core.mimi import Mimi
+from moshi_cli.core.text import Text, train_tokenizer
 
 TINY_MIMI = MimiConfig(  # frames of 1920 samples like the real one; 4 codebooks of 16 entries
     seanet=SeanetConfig(dim=16, filters=2),
@@ -17,6 +26,16 @@ TINY_MIMI = MimiConfig(  # frames of 1920 samples like the real one; 4 codebooks
         dim=16, heads=2, layers=2, ff=32, context=8, norm="layer", gated=False, layer_scale=0.01
     ),
     quantizer=QuantizerConfig(dim=8, codebooks=4, size=16),
+)
+TINY_LM = LmConfig(  # text, a voice and a partner of TINY_MIMI: able to do asr, tts and chat
+    temporal=TransformerConfig(dim=16, heads=2, layers=2, ff=48, context=12),
+    depth=DepthConfig(dim=16, heads=2, layers=2, ff=48, schedule=(0, 1, 1, 2), inputs=(0, 1, 1, 2)),
+    n_q=8,
+    dep_q=4,
+    delays=(0, 0, 1, 1, 1, 0, 1, 1, 1),
+    text_vocab=288,
+    text_classes=288,
+    codebook_size=16,
 )
 
 
@@ -44,3 +63,17 @@ def tiny_mimi(seed: None) -> Mimi:
     noise = torch.rand(4, 1, 16 * mimi.frame_samples) * 2 - 1
     mimi.autoencode(noise, decay=0.0, generator=torch.Generator().manual_seed(0))
     return mimi
+
+
+@pytest.fixture
+def tiny_lm(seed: None) -> MoshiLm:
+    """An RQ-Transformer with random weights that reads the codes of `tiny_mimi`."""
+    return MoshiLm(TINY_LM).eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def tiny_text() -> Text:
+    """A tokenizer of 288 pieces, bytes included, for `tiny_lm`."""
+    words = "one two three four say hello to the sky alfa bravo charlie".split()
+    sentences = [" ".join(words[i:] + words[:i]) for i in range(len(words))] * 9
+    return train_tokenizer(sentences, TINY_LM.text_vocab)
