@@ -154,3 +154,13 @@ def test_command_starts_without_torch(args: list[str]) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert "heavy: []" in done.stderr, done.stderr
+
+
+def test_the_map_names_every_module() -> None:
+    """The docstring of core is where a newcomer starts; it must not leave a file out."""
+    import moshi_cli.core
+
+    listed = (moshi_cli.core.__doc__ or "").partition("Read in this order:")[2]
+    there = {path.stem for path in (ROOT / "core").glob("*.py")} - {"__init__"}
+    named = {w.strip(",") for line in listed.splitlines() for w in line.strip()[:27].split()}
+    assert there <= named, there - named
