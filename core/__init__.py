@@ -23,7 +23,8 @@ Read in this order:
     conditioning, depth, lm    codes and text [B, K, T] -> h [B, T, D], logits, the codes of a frame
     sampling, engine           one token; one loop over slots: open, step, close
     text                       words with times <-> a token row
-    audio, audio_writer        sound files and pipes; below them pcm, decoders, files
+    pcm, files, decoders       bytes: sample formats, pipes, what a sound file may be
+    audio, audio_writer        sound in 80 ms steps from anywhere; sound files whole or absent
     weights, kyutai            checkpoints: tensors and configs of the published layouts
     losses, discriminators     training only
 
