@@ -44,13 +44,12 @@ if TYPE_CHECKING:
     from moshi_cli.core.lm import MoshiLm as MoshiLm
     from moshi_cli.core.mimi import Mimi as Mimi
     from moshi_cli.core.sampling import Sampling as Sampling
+    from moshi_cli.core.state import State as State
     from moshi_cli.core.streams import DelayPattern as DelayPattern
     from moshi_cli.core.streams import Role as Role
     from moshi_cli.core.streams import Task as Task
     from moshi_cli.core.weights import Model as Model
     from moshi_cli.core.weights import load as load
-
-    from moshi_cli.core.state import State as State
 
 HOMES = {  # public name -> the module that defines it
     "DelayPattern": "streams",

@@ -45,8 +45,9 @@ def test_commands_are_found() -> None:
 @pytest.mark.parametrize("args", commands(), ids=" ".join)
 def test_command_is_valid(args: list[str]) -> None:
     """With --help in its midst a command line is parsed, not run: unknown names are errors."""
-    from moshi_cli.app import app
     from typer.testing import CliRunner
+
+    from moshi_cli.app import app
 
     at = next((i for i, arg in enumerate(args) if arg.startswith("-") and arg != "-"), len(args))
     result = CliRunner().invoke(app, [*args[:at], "--help", *args[at:]])
