@@ -25,7 +25,8 @@ Read in this order:
     text                       words with times <-> a token row
     pcm, files, decoders       bytes: sample formats, pipes, what a sound file may be
     audio, audio_writer        sound in 80 ms steps from anywhere; sound files whole or absent
-    weights, kyutai            checkpoints: tensors and configs of the published layouts
+    kyutai_mimi, kyutai_lm     the published JSON layouts, read into configs and written back
+    weights, presets           checkpoints: tensors by name; configs known by heart
     losses, discriminators     training only
 
 Names listed here load on first use, so that importing this package costs nothing.
