@@ -6,12 +6,16 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from moshi_cli.core.errors import ModelError
+from moshi_cli.core.errors import ModelError, UsageError
+
+if TYPE_CHECKING:
+    from moshi_cli.core.streams import Task
 
 
 def refuse_unknown(keys: Iterable[str], known: Iterable[str], where: str) -> None:
@@ -122,13 +126,13 @@ class MimiConfig:
     @classmethod
     def from_kyutai(cls, data: Mapping[str, Any], where: str = "mimi config") -> MimiConfig:
         """Read the published JSON layout; ModelError on unknown keys and unsupported values."""
-        from moshi_cli.core.kyutai import read_mimi
+        from moshi_cli.core.kyutai_mimi import read_mimi
 
         return read_mimi(data, where)
 
     def to_kyutai(self) -> dict[str, Any]:
         """The published JSON layout."""
-        from moshi_cli.core.kyutai import write_mimi
+        from moshi_cli.core.kyutai_mimi import write_mimi
 
         return write_mimi(self)
 
@@ -165,13 +169,14 @@ class DepthConfig:
     schedule: tuple[int, ...]  # weight set of codebook k, in attention and feed-forward
     inputs: tuple[int, ...]  # weight set of codebook k, in the projection from the temporal width
     low_rank: int | None = None  # width of factorised embeddings
+    kv_repeat: int = 1  # query heads per key head
     norm: str = "rms"
     gated: bool = True
     norm_out: str | None = None  # a norm before each head: "rms", "layer" or none
     numbered: bool = True  # files number the weight sets, even if there is one only
 
     def __post_init__(self) -> None:
-        if self.dim % self.heads:
+        if self.dim % self.heads or self.heads % self.kv_repeat:
             raise ModelError(f"depth heads {self.heads} do not divide width {self.dim}")
         for name in ("schedule", "inputs"):
             sets = getattr(self, name)
@@ -195,6 +200,7 @@ class LmConfig:
     codebook_size: int = 2048  # C; the start token is C itself
     text_pad: int = 3  # PAD
     text_epad: int = 0  # EPAD: the frame before a word
+    low_rank: int | None = None  # width of factorised audio embeddings (not in published models)
     demux: bool = False  # two text tokens in one id: left + (right + 1) * (V + 1)
     extra_heads: int = 0
     extra_classes: int = 6
@@ -235,6 +241,84 @@ class LmConfig:
     def start_tokens(self) -> tuple[int, ...]:
         """The token each stream begins with."""
         return (self.text_vocab, *[self.codebook_size] * self.n_q)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen. temp 0 is greedy; top_k 0 keeps all; top_p 1 keeps all."""
+
+    temp: float = 0.8  # codes
+    top_k: int = 250
+    text_temp: float = 0.7
+    text_top_k: int = 25
+    top_p: float = 1.0  # both
+    guidance: float = 1.0  # classifier-free guidance; 1: none
+    guide_text: bool = True  # False: text from the conditional half, the null half reads no text
+    pad_bonus: float = 0.0  # added to the logit of PAD before sampling text
+
+    def __post_init__(self) -> None:
+        if min(self.temp, self.text_temp) < 0 or not math.isfinite(self.temp + self.text_temp):
+            raise UsageError("a temperature must be zero or positive")
+        if min(self.top_k, self.text_top_k) < 0:
+            raise UsageError("top-k must be zero (keep all) or positive")
+        if not 0 < self.top_p <= 1:
+            raise UsageError("top-p must be above 0 and at most 1")
+
+    @property
+    def guided(self) -> bool:
+        """Whether a second, unconditional half of the batch is needed."""
+        return self.guidance != 1.0
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A checkpoint: codec, language model, what they can do, and the names of the files."""
+
+    mimi: MimiConfig = MimiConfig()
+    lm: LmConfig | None = None  # None: a codec alone
+    kind: str = "moshi"  # "moshi", "hibiki", "stt" or "tts", as upstream calls them
+    lags: Mapping[str, float] = field(
+        default_factory=dict
+    )  # task name -> lag_s it was trained with
+    sampling: Sampling = Sampling()
+    silence_s: float = 0.0  # silence an STT wants before the sound
+    ahead: int = 0  # words of look-ahead in the second text stream of a TTS
+    voice_id: str = ""  # suffix of voice files made for this TTS, "sig@epoch"
+    lm_file: str = "model.safetensors"
+    mimi_file: str = "tokenizer-e351c8d8-checkpoint125.safetensors"
+    mimi_config_file: str | None = None
+    text_file: str = "tokenizer_spm_32k_3.model"
+    lora_file: str | None = None
+    lora_scaling: float = 2.0
+
+    @property
+    def codebooks(self) -> int:
+        """Codebooks per voice."""
+        if self.lm is None:
+            return self.mimi.quantizer.codebooks
+        return max(self.lm.dep_q, self.lm.n_q - self.lm.dep_q)
+
+    def fit(self, task: Task) -> Task:
+        """The task with the lag this checkpoint was trained with; ModelError if it cannot do it."""
+        if task.name not in self.lags:
+            can = ", ".join(self.lags) or "codec only"
+            raise ModelError(f"this model cannot do {task.name!r}", hint=f"it can do: {can}")
+        return replace(task, lag_s=self.lags[task.name])
+
+    @classmethod
+    def from_kyutai(
+        cls, data: Mapping[str, Any], mimi: MimiConfig | None = None, where: str = "config.json"
+    ) -> ModelConfig:
+        """Read the published config.json; ModelError on unknown keys and unsupported values."""
+        from moshi_cli.core.kyutai_lm import read_model
+
+        return read_model(data, mimi or MimiConfig(), where)
+
+    def to_kyutai(self) -> dict[str, Any]:
+        """The published JSON layout."""
+        from moshi_cli.core.kyutai_lm import write_model
+
+        return write_model(self)
 
 
 # The codec of the built-in model: Mimi's classes, small enough to train on a laptop.

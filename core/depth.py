@@ -73,9 +73,11 @@ class DepthLayer(nn.Module):
         super().__init__()
         d, sets = config.dim, max(config.schedule) + 1
         hidden = gated_width(d, config.ff) if config.gated else config.ff
-        self.heads, self.gated = config.heads, config.gated
+        self.gated, self.repeat = config.gated, config.kv_repeat
+        self.head_dim = d // config.heads
+        self.split = [config.heads, *[config.heads // config.kv_repeat] * 2]
         self.norm1 = make_norm(config.norm, d)
-        self.qkv = StackedLinear(sets, d, 3 * d)
+        self.qkv = StackedLinear(sets, d, sum(self.split) * self.head_dim)
         self.out = StackedLinear(sets, d, d)
         self.norm2 = make_norm(config.norm, d)
         self.up = StackedLinear(sets, d, 2 * hidden if config.gated else hidden)
@@ -88,11 +90,18 @@ class DepthLayer(nn.Module):
         gate, value = x.chunk(2, -1)
         return F.silu(gate) * value
 
+    def repeated(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[N, H + 2 Hkv, Q, Dh] -> q, k, v, each [N, H, Q, Dh]."""
+        q, k, v = qkv.split(self.split, 1)
+        if self.repeat > 1:
+            k, v = k.repeat_interleave(self.repeat, 1), v.repeat_interleave(self.repeat, 1)
+        return q, k, v
+
     def forward(self, x: Tensor, schedule: tuple[int, ...]) -> Tensor:
         """x [Q, N, d] -> [Q, N, d], causal over Q."""
         Q, N, d = x.shape
-        qkv = self.qkv(self.norm1(x), schedule).view(Q, N, 3, self.heads, -1)
-        q, k, v = qkv.permute(2, 1, 3, 0, 4).unbind(0)  # [N, H, Q, Dh]
+        qkv = self.qkv(self.norm1(x), schedule).view(Q, N, -1, self.head_dim)
+        q, k, v = self.repeated(qkv.permute(1, 2, 0, 3))  # [N, H, Q, Dh]
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.out(y.permute(2, 0, 1, 3).reshape(Q, N, d), schedule)
         return x + self.down(self.act(self.up(self.norm2(x), schedule)), schedule)
@@ -100,8 +109,8 @@ class DepthLayer(nn.Module):
     def one(self, x: Tensor, which: int, past: list[Tensor]) -> Tensor:
         """x [N, d], the next codebook of each frame; past: k, v [N, H, k, Dh], extended here."""
         N, d = x.shape
-        qkv = self.qkv.one(self.norm1(x[None])[0], which).view(N, 3, self.heads, 1, -1)
-        q, k, v = qkv.unbind(1)  # [N, H, 1, Dh]
+        qkv = self.qkv.one(self.norm1(x[None])[0], which).view(N, -1, 1, self.head_dim)
+        q, k, v = self.repeated(qkv)  # [N, H, 1, Dh]
         past[:] = [torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)] if past else [k, v]
         y = F.scaled_dot_product_attention(q, past[0], past[1])
         x = x + self.out.one(y.reshape(N, d), which)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from moshi_cli.core.attention import CrossCache, Layer, Transformer, TransformerState
 from moshi_cli.core.conditioning import Conditioning, Conditions, Value
 from moshi_cli.core.config import LmConfig
-from moshi_cli.core.depth import DepthTransformer, TextEmbedding
+from moshi_cli.core.depth import DepthTransformer, StackedLinear, TextEmbedding
 from moshi_cli.core.layers import make_norm
 from moshi_cli.core.sampling import Noise, Sampling
 
@@ -29,7 +29,9 @@ class MoshiLm(nn.Module):
         super().__init__()
         self.config = config
         D, C = config.temporal.dim, config.codebook_size
-        self.emb = nn.Parameter(torch.randn(config.n_q, C + 1, D) * D**-0.5)
+        width = config.low_rank or D
+        self.emb = nn.Parameter(torch.randn(config.n_q, C + 1, width) * D**-0.5)
+        self.emb_out = StackedLinear(config.n_q, width, D) if config.low_rank else None
         self.text_emb = TextEmbedding(config.text_vocab + 1, D, demux=config.demux)
         self.transformer = Transformer(config.temporal)
         self.out_norm = make_norm(config.temporal.norm, D)
@@ -64,7 +66,10 @@ class MoshiLm(nn.Module):
         books, rows, width = self.emb.shape
         offset = torch.arange(books, device=codes.device)[:, None, None] * rows
         each = F.embedding(codes.clamp(min=0) + offset, self.emb.view(-1, width))
-        each = each * (codes >= 0)[..., None]  # [n_q, B, T, D]
+        each = each * (codes >= 0)[..., None]
+        if self.emb_out is not None:
+            each = self.emb_out(each.flatten(1, 2), tuple(range(books))).view(*codes.shape, -1)
+        # [n_q, B, T, D]
         x = each[0]
         for more in each[1:]:
             x = x + more

@@ -6,41 +6,12 @@ history: what a slot says does not depend on its neighbours, on its place in a b
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from moshi_cli.core.errors import UsageError
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How tokens are chosen. temp 0 is greedy; top_k 0 keeps all; top_p 1 keeps all."""
-
-    temp: float = 0.8  # codes
-    top_k: int = 250
-    text_temp: float = 0.7
-    text_top_k: int = 25
-    top_p: float = 1.0  # both
-    guidance: float = 1.0  # classifier-free guidance; 1: none
-    guide_text: bool = True  # False: text from the conditional half, the null half reads no text
-    pad_bonus: float = 0.0  # added to the logit of PAD before sampling text
-
-    def __post_init__(self) -> None:
-        if min(self.temp, self.text_temp) < 0 or not math.isfinite(self.temp + self.text_temp):
-            raise UsageError("a temperature must be zero or positive")
-        if min(self.top_k, self.text_top_k) < 0:
-            raise UsageError("top-k must be zero (keep all) or positive")
-        if not 0 < self.top_p <= 1:
-            raise UsageError("top-p must be above 0 and at most 1")
-
-    @property
-    def guided(self) -> bool:
-        """Whether a second, unconditional half of the batch is needed."""
-        return self.guidance != 1.0
-
+from moshi_cli.core.config import Sampling
 
 GREEDY = Sampling(temp=0.0, text_temp=0.0)
 

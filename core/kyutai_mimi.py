@@ -1,4 +1,4 @@
-"""The JSON layout of the published checkpoints, read into configs and written back."""
+"""The JSON of a published codec <-> MimiConfig."""
 
 from __future__ import annotations
 
