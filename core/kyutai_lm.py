@@ -186,7 +186,7 @@ def read_model(
             "stt": {"asr": stt.get("audio_delay_seconds", 0.0)},
             "tts": {"tts": -tts.get("audio_delay", 0.0)},
         }.get(kind, {"chat": 0.0})
-    given = {"temp": 0.6, "text_temp": 0.6} if kind == "tts" else {}
+    given: dict[str, Any] = {"temp": 0.6, "text_temp": 0.6} if kind == "tts" else {}
     for key, value in (data.get("lm_gen_config") or {}).items():
         if key in _SAMPLING_KEYS:  # others are upstream's own business
             given[_SAMPLING_KEYS[key]] = value

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from moshi_cli.core.config import Sampling
+from moshi_cli.core.config import Sampling as Sampling
 
 GREEDY = Sampling(temp=0.0, text_temp=0.0)
 
