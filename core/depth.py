@@ -74,6 +74,7 @@ class DepthLayer(nn.Module):
         d, sets = config.dim, max(config.schedule) + 1
         hidden = gated_width(d, config.ff) if config.gated else config.ff
         self.gated, self.repeat = config.gated, config.kv_repeat
+        self.numbered = config.numbered  # how files name the weight sets
         self.head_dim = d // config.heads
         self.split = [config.heads, *[config.heads // config.kv_repeat] * 2]
         self.norm1 = make_norm(config.norm, d)

@@ -33,7 +33,7 @@ _LM_KEYS = {
     "context", "causal", "norm", "positional_embedding", "max_period", "gating", "layer_scale",
     "kv_repeat", "norm_emb", "bias_proj", "cross_attention", "demux_second_stream",
     "demux_second_text_stream", "extra_heads_num_heads", "extra_heads_dim", "quantize",
-    "low_rank_embeddings", "conditioners", "fuser",
+    "extra_heads", "low_rank_embeddings", "conditioners", "fuser",
 }  # fmt: skip
 _DEPTH_KEYS = {
     "depformer_" + key
@@ -137,6 +137,7 @@ def read_lm(data: Mapping[str, Any], where: str = "config.json") -> LmConfig:
         if get(key, value) != value:
             raise ModelError(f"{where}: {key} = {get(key)!r} is not supported")
     dim, vocab = need(data, "dim", where), need(data, "text_card", where)
+    heads = get("extra_heads") or {}  # another spelling
     return LmConfig(
         temporal=TransformerConfig(
             dim=dim,
@@ -163,8 +164,8 @@ def read_lm(data: Mapping[str, Any], where: str = "config.json") -> LmConfig:
         text_epad=get("existing_text_end_padding_id", 0),
         low_rank=get("low_rank_embeddings"),
         demux=bool(get("demux_second_stream") or get("demux_second_text_stream")),
-        extra_heads=get("extra_heads_num_heads", 0),
-        extra_classes=get("extra_heads_dim", 6),
+        extra_heads=get("extra_heads_num_heads", heads.get("num_heads", 0)),
+        extra_classes=get("extra_heads_dim", heads.get("dim", 6)),
         conditions=read_conditions(data, where),
         fuser=read_fuser(data, where),
         hears_lag=get("model_type") == "stt",

@@ -122,3 +122,43 @@ def write_mimi(config: MimiConfig) -> dict[str, Any]:
             "output_dimensions": [s.dim],
         },
     }
+
+
+def read_transformers_mimi(data: Mapping[str, Any], where: str = "config.json") -> MimiConfig:
+    """The config of Transformers' port (kyutai/mimi); absent keys have the published values."""
+    get = data.get
+    known = MimiConfig()
+    s, t, q = known.seanet, known.transformer, known.quantizer
+    if get("use_causal_conv", True) is not True or get("hidden_act", "gelu") != "gelu":
+        raise ModelError(f"{where}: only causal codecs with GELU are supported")
+    return MimiConfig(
+        seanet=SeanetConfig(
+            dim=get("hidden_size", s.dim),
+            filters=get("num_filters", s.filters),
+            ratios=tuple(get("upsampling_ratios", s.ratios)),
+            kernel=get("kernel_size", s.kernel),
+            last_kernel=get("last_kernel_size", s.last_kernel),
+            residual_kernel=get("residual_kernel_size", s.residual_kernel),
+            residual_layers=get("num_residual_layers", s.residual_layers),
+            dilation_base=get("dilation_growth_rate", s.dilation_base),
+            compress=get("compress", s.compress),
+        ),
+        transformer=TransformerConfig(
+            dim=get("hidden_size", t.dim),
+            heads=get("num_attention_heads", t.heads),
+            layers=get("num_hidden_layers", t.layers),
+            ff=get("intermediate_size", t.ff),
+            context=get("sliding_window", t.context),
+            max_period=float(get("rope_theta", t.max_period)),
+            norm="layer",
+            gated=False,
+            layer_scale=get("layer_scale_initial_scale", t.layer_scale),
+        ),
+        quantizer=QuantizerConfig(
+            dim=get("codebook_dim", q.dim),
+            codebooks=get("num_quantizers", q.codebooks),
+            size=get("codebook_size", q.size),
+            semantic=get("num_semantic_quantizers", q.semantic),
+        ),
+        sample_rate=get("sampling_rate", known.sample_rate),
+    )
