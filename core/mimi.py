@@ -7,6 +7,7 @@ call, any chunking gives the offline result. Always float32.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from moshi_cli.core.attention import Transformer, TransformerState
 from moshi_cli.core.config import MimiConfig
 from moshi_cli.core.conv import CausalConv, CausalConvTranspose
-from moshi_cli.core.seanet import SeanetDecoder, SeanetEncoder, SeanetState
+from moshi_cli.core.seanet import Residual, SeanetDecoder, SeanetEncoder, SeanetState
 from moshi_cli.core.state import Overlap, State, Tail
 from moshi_cli.core.vq import SplitVq
 
@@ -71,6 +72,29 @@ class Mimi(nn.Module):
         self.upsample = CausalConvTranspose(dim, dim, 2 * stride, stride, groups=dim, bias=False)
         self.decoder_transformer = Transformer(config.transformer)
         self.decoder = SeanetDecoder(config.seanet)
+
+    @torch.no_grad()
+    def init_weights(self, generator: torch.Generator, rms: float = 0.1) -> None:
+        """Random convolutions that keep the signal's size from end to end, to train from scratch.
+
+        PyTorch's default shrinks it layer by layer, and training then idles for hundreds of steps.
+        rms: loudness of the audio; the first layer brings it to 1, the last one back.
+        """
+        ends = {self.encoder.layers[0]: rms**-2, self.decoder.layers[-1]: rms**2}
+        inner = {block.convs[1]: 0.3 for block in self.modules() if isinstance(block, Residual)}
+        plain = dict.fromkeys([self.downsample, *self.quantizer.projections()], 1.0)
+        for conv in self.modules():
+            if not isinstance(conv, nn.Conv1d | nn.ConvTranspose1d) or conv is self.upsample:
+                continue
+            taps = conv.in_channels * conv.kernel_size[0]
+            if isinstance(conv, nn.ConvTranspose1d):
+                taps //= conv.stride[0]
+            gain = (ends | inner | plain).get(conv, 1.55)  # ELU keeps 1 / 1.55 of the power
+            noise = torch.randn(conv.weight.shape, generator=generator)
+            conv.weight.copy_(noise * math.sqrt(gain / taps))
+            if conv.bias is not None:
+                conv.bias.zero_()
+        self.upsample.weight.fill_(0.5)  # two taps overlap: holds each latent
 
     @property
     def sample_rate(self) -> int:
@@ -175,11 +199,11 @@ class Mimi(nn.Module):
         quantize: Tensor | None = None,
         counts: Tensor | None = None,
         decay: float = 0.99,
-        min_usage: float = 0.03,
+        min_usage: float = 0.1,
         generator: torch.Generator,
     ) -> Autoencoded:
         """Training pass (paper §3.3): wav [B, 1, S] -> reconstruction; in training mode
-        the codebooks learn on the way.
+        the codebooks learn on the way, once they have values (`quantizer.fit`).
 
         quantize bool[B]: False skips quantisation for that item; counts long[B]: how many codebooks
         (1…Q) that item uses (quantiser dropout).

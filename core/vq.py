@@ -49,30 +49,49 @@ class Codebook(nn.Module):
         return F.embedding(codes, self.centroids)
 
     @torch.no_grad()
+    def fit(self, x: Tensor, rounds: int, generator: torch.Generator) -> None:
+        """k-means on vectors x [N, D], N ≥ C: the codebook's first values, all entries in use."""
+        size = len(self.cluster_usage)
+        assert len(x) >= size, (x.shape, size)
+        self.embedding_sum.copy_(x[torch.randperm(len(x), generator=generator)[:size].to(x.device)])
+        self.cluster_usage.fill_(1.0)
+        self.refresh()
+        for _ in range(rounds):
+            counts, sums = self.assign(x, self.encode(x))
+            empty = counts == 0
+            pick = torch.randint(len(x), (size,), generator=generator).to(x.device)
+            self.embedding_sum.copy_(torch.where(empty[:, None], x[pick], sums))
+            self.cluster_usage.copy_(counts.clamp(min=1))
+            self.refresh()
+        share = self.cluster_usage.sum() / size  # usage counts hits per step from here on: mean 1
+        self.embedding_sum /= share
+        self.cluster_usage /= share
+        self.initialized.fill_(1.0)
+        self.refresh()
+
+    def assign(self, x: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """x [N, D], codes [N] -> hits [C] and sums [C, D] per entry."""
+        hits = torch.bincount(codes, minlength=len(self.cluster_usage)).to(x)
+        return hits, torch.zeros_like(self.embedding_sum).index_add_(0, codes, x)
+
+    @torch.no_grad()
     def learn(
         self, x: Tensor, codes: Tensor, decay: float, min_usage: float, generator: torch.Generator
     ) -> None:
         """One EMA step on vectors x [N, D] with their codes [N]; dead entries restart on data.
 
-        An entry is dead when its usage falls below `min_usage` times the mean usage.
+        Hits are counted relative to an even spread (mean usage 1); an entry is dead when its usage
+        falls below `min_usage`.
         """
         size = len(self.cluster_usage)
+        hits, sums = self.assign(x, codes)
+        even = size / len(x)
+        self.cluster_usage.mul_(decay).add_(hits, alpha=(1 - decay) * even)
+        self.embedding_sum.mul_(decay).add_(sums, alpha=(1 - decay) * even)
         pick = torch.randint(len(x), (size,), generator=generator).to(x.device)
-        if not self.initialized.item():
-            noise = torch.randn(size, x.shape[1], generator=generator).to(x)
-            self.embedding_sum.copy_(x[pick] + 0.01 * x.std() * noise)
-            self.cluster_usage.fill_(1.0)
-            self.initialized.fill_(1.0)
-            self.refresh()
-            return
-        counts = torch.bincount(codes, minlength=size).to(x)
-        sums = torch.zeros_like(self.embedding_sum).index_add_(0, codes, x)
-        self.cluster_usage.mul_(decay).add_(counts, alpha=1 - decay)
-        self.embedding_sum.mul_(decay).add_(sums, alpha=1 - decay)
-        mean = self.cluster_usage.mean()
-        dead = self.cluster_usage < min_usage * mean
-        self.embedding_sum.copy_(torch.where(dead[:, None], x[pick] * mean, self.embedding_sum))
-        self.cluster_usage.copy_(torch.where(dead, mean, self.cluster_usage))
+        dead = self.cluster_usage < min_usage
+        self.embedding_sum.copy_(torch.where(dead[:, None], x[pick], self.embedding_sum))
+        self.cluster_usage.masked_fill_(dead, 1.0)
         self.refresh()
 
 
@@ -121,27 +140,43 @@ class ResidualVq(nn.Module):
         """x [B, D, T]; quantize bool[B]; counts long[B]: codebooks used per item (dropout).
 
         In training mode all levels learn from their residuals. The straight-through output uses
-        `counts` levels, or the unquantised projection where `quantize` is False.
+        `counts` levels, or the unquantised projection where `quantize` is False. Codebooks that
+        were not fitted yet (`fit`) quantise nothing.
         """
-        z = self.input_proj(x).transpose(1, 2)  # [B, T, dim]
-        r, total, loss, codes = z.detach(), torch.zeros_like(z), z.new_zeros(()), []
-        for level, layer in enumerate(self.layers):
-            flat = r.reshape(-1, r.shape[-1])
-            if self.training and not layer.initialized.item():
-                layer.learn(flat, flat.new_zeros(0).long(), decay, min_usage, generator)
-            index = layer.encode(r)
-            near = layer.decode(index)
-            if self.training:
-                layer.learn(flat, index.reshape(-1), decay, min_usage, generator)
-            used = (level < counts)[:, None, None]
-            total = total + torch.where(used, near, torch.zeros_like(near))
-            error = (z - total).square() * used  # pulls the encoder towards what is decoded
-            loss = loss + error.mean()
-            codes.append(index)
-            r = r - near
-        straight = z + torch.where(quantize[:, None, None], total - z, torch.zeros_like(z)).detach()
-        latent = self.output_proj(straight.transpose(1, 2))
+        with torch.autocast(x.device.type, enabled=False):
+            z = F.conv1d(x.float(), self.input_proj.weight).transpose(1, 2)  # [B, T, dim]
+            straight, codes, loss = z, [], z.new_zeros(())
+            if self.fitted:
+                total, r = torch.zeros_like(z), z.detach()
+                for level, layer in enumerate(self.layers):
+                    codes.append(layer.encode(r))
+                    near = layer.decode(codes[-1])
+                    if self.training:
+                        layer.learn(
+                            r.flatten(0, 1), codes[-1].flatten(), decay, min_usage, generator
+                        )
+                    used = (level < counts)[:, None, None]
+                    total = total + near * used
+                    loss = loss + ((z - total).square() * used).mean()  # pulls z towards its sum
+                    r = r - near
+                straight = z + ((total - z) * quantize[:, None, None]).detach()
+            else:
+                codes = [torch.zeros(z.shape[:2], dtype=torch.long)] * len(self.layers)
+            latent = F.conv1d(straight.transpose(1, 2), self.output_proj.weight)
         return Quantized(latent, torch.stack(codes, 1), loss / len(self.layers))
+
+    @property
+    def fitted(self) -> bool:
+        """Whether the codebooks have values."""
+        return bool(self.layers[0].initialized.item())
+
+    @torch.no_grad()
+    def fit(self, x: Tensor, rounds: int, generator: torch.Generator) -> None:
+        """Fit all levels to latents x [N, D], each to what the ones before it leave."""
+        r = self.input_proj(x[..., None])[..., 0]  # [N, dim]
+        for layer in self.layers:
+            layer.fit(r, rounds, generator)
+            r = r - layer.decode(layer.encode(r))
 
 
 class SplitVq(nn.Module):
@@ -154,11 +189,26 @@ class SplitVq(nn.Module):
         self.acoustic = ResidualVq(latent, config, config.codebooks - config.semantic)
         self.active = config.codebooks  # codebooks that encode() gives
 
+    def projections(self) -> list[nn.Conv1d]:
+        """The 1×1 convolutions into and out of the branches."""
+        branches = (self.semantic, self.acoustic)
+        return [p for b in branches for p in (b.input_proj, b.output_proj)]
+
+    @property
+    def fitted(self) -> bool:
+        """Whether the codebooks have values."""
+        return self.semantic.fitted
+
     def refresh(self) -> None:
         """Derive all centroids from the stored sums."""
         for module in self.modules():
             if isinstance(module, Codebook):
                 module.refresh()
+
+    def fit(self, latents: Tensor, *, rounds: int = 10, generator: torch.Generator) -> None:
+        """First values of all codebooks by k-means. latents [N, D], N ≥ C, best ≥ 8 C."""
+        self.semantic.fit(latents, rounds, generator)
+        self.acoustic.fit(latents, rounds, generator)
 
     def encode(self, x: Tensor) -> Tensor:
         """latent [B, D, T] -> codes [B, active, T]."""

@@ -119,8 +119,11 @@ def test_autoencode_learns_codebooks_and_passes_gradients() -> None:
     torch.manual_seed(0)
     mimi = Mimi(TINY)
     rng = torch.Generator().manual_seed(0)
-    optimiser = torch.optim.Adam(mimi.parameters(), 3e-3)
     wav = noise(4, 4)
+    with torch.no_grad():
+        latents = mimi.encode_latent(noise(2, 20)).transpose(1, 2).flatten(0, 1)
+    mimi.quantizer.fit(latents, generator=rng)
+    optimiser = torch.optim.Adam(mimi.parameters(), 3e-3)
     losses = []
     for _ in range(12):
         out = mimi.autoencode(wav, generator=rng)
