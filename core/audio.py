@@ -280,7 +280,8 @@ def read(
 def duration_s(source: str | Path) -> float | None:
     """Seconds of sound according to the header; None where there is none to ask."""
     try:
-        with frames(source) as stream:
-            return stream.total_s
+        decoder = open_decoder(source, None, SAMPLE_RATE, 1)
     except InputError:
         return None
+    decoder.close()
+    return None if decoder.samples is None else decoder.samples / decoder.sample_rate
