@@ -1,0 +1,188 @@
+"""Training data: packs of recordings on disk, and the windows cut from them.
+
+A pack is a folder: `pcm.i16` (flat int16, mono, the codec's rate), `index.jsonl` (one row per clip,
+`offset_samples` a multiple of the frame) and, if a teacher was run, `feat.f16` (one float16 row per
+frame, all zeros where the teacher heard nothing). Everything is memory-mapped; what is drawn
+depends on the generator alone, so a resumed run sees the same batches.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from moshi_cli.core.errors import InputError
+from moshi_cli.tasks.stages import Source
+
+
+@dataclass(frozen=True)
+class Row:
+    """One clip of a pack; times in seconds from its start."""
+
+    id: str
+    kind: str
+    text: str
+    words: tuple[tuple[str, float, float], ...]  # word, start, end
+    offset: int  # samples, a multiple of the frame
+    samples: int
+    voice: str = ""
+    qa: int | None = None  # row of the dialogue this clip belongs to
+
+
+def read_row(line: str, where: str) -> Row:
+    """One line of index.jsonl. Raises InputError naming `where`."""
+    try:
+        d = json.loads(line)
+        words = tuple((str(w), float(s), float(e)) for w, s, e in d.get("words") or ())
+        voice = d.get("voice") or ""
+        return Row(
+            id=str(d["id"]), kind=str(d["kind"]), text=d.get("text") or "", words=words,
+            offset=int(d["offset_samples"]), samples=int(d["samples"]), qa=d.get("qa"),
+            voice=voice if isinstance(voice, str) else json.dumps(voice, sort_keys=True),
+        )  # fmt: skip
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{where}: not a row of a pack ({error!r})") from error
+
+
+class Pack:
+    """A folder of clips. `pcm` int16 [samples], `rows`, `features` float16 [frames, D] or None."""
+
+    def __init__(self, folder: str | Path, frame_samples: int = 1920):
+        self.folder, self.frame_samples = Path(folder), frame_samples
+        index, pcm, feat = (self.folder / n for n in ("index.jsonl", "pcm.i16", "feat.f16"))
+        for path in (index, pcm):
+            if not path.is_file():
+                raise InputError(f"{path}: no such file", hint="a pack has pcm.i16 and index.jsonl")
+        with index.open(encoding="utf-8") as lines:
+            self.rows = [read_row(x, f"{index}:{i}") for i, x in enumerate(lines, 1) if x.strip()]
+        self.pcm = np.memmap(pcm, dtype=np.int16, mode="r")
+        for row in self.rows:
+            if row.offset % frame_samples or row.offset + row.samples > len(self.pcm):
+                raise InputError(f"{index}: clip {row.id} does not lie in pcm.i16")
+        self.frames = -(-len(self.pcm) // frame_samples)  # the last one may be cut short
+        self.features: np.memmap | None = None
+        if feat.is_file():
+            width, rest = divmod(feat.stat().st_size, 2 * max(self.frames, 1))
+            if rest or not width:
+                raise InputError(f"{feat}: its size does not fit {self.frames} frames")
+            self.features = np.memmap(feat, np.float16, "r", shape=(self.frames, width))
+
+    def runs(self, source: Source) -> list[tuple[int, int]]:
+        """Stretches of neighbouring clips that `source` wants: (first frame, frames)."""
+        runs: list[tuple[int, int]] = []
+        for row in sorted(self.rows, key=lambda r: r.offset):
+            wanted = not source.kinds or row.kind.startswith(source.kinds)
+            if not wanted or row.kind.startswith(source.skip or ("\0",)):
+                continue
+            first = row.offset // self.frame_samples
+            frames = min(-(-row.samples // self.frame_samples), self.frames - first)
+            if runs and sum(runs[-1]) == first:
+                runs[-1] = (runs[-1][0], runs[-1][1] + frames)
+            else:
+                runs.append((first, frames))
+        return runs
+
+    @cached_property
+    def sounding(self) -> np.ndarray:
+        """Frames louder than -50 dB, counted from the start: int64 [frames + 1]."""
+        whole = self.pcm[: len(self.pcm) // self.frame_samples * self.frame_samples]
+        parts = whole.reshape(-1, self.frame_samples)
+        square = np.zeros(self.frames, np.float32)
+        for i in range(0, len(parts), 4096):
+            square[i : i + 4096][: len(parts) - i] = np.square(
+                parts[i : i + 4096], dtype=np.float32
+            ).mean(1)
+        loud = square > (32768 * 10 ** (-50 / 20)) ** 2
+        return np.concatenate([[0], np.cumsum(loud)])
+
+    def wav(self, first: int, frames: int) -> Tensor:
+        """Audio of `frames` frames from frame `first`. -> float32 [samples] in [-1, 1]"""
+        size = self.frame_samples
+        part = torch.from_numpy(self.pcm[first * size : (first + frames) * size].astype(np.float32))
+        return F.pad(part / 32768, (0, frames * size - len(part)))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Windows for the codec."""
+
+    wav: Tensor  # [B, 1, S]
+    features: Tensor | None  # [B, T, D], rows of zeros where absent; None: no teacher anywhere
+
+
+class Windows:
+    """Random frame-aligned windows from several packs, drawn in proportion to their weights.
+
+    Windows may span neighbouring clips; stretches shorter than the window are not used.
+    """
+
+    def __init__(self, sources: Sequence[Source], frame_samples: int = 1920):
+        self.sources = list(sources)
+        self.packs = [Pack(s.folder, frame_samples) for s in self.sources]
+        self.runs = [p.runs(s) for p, s in zip(self.packs, self.sources, strict=True)]
+        widths = {p.features.shape[1] for p in self.packs if p.features is not None}
+        if len(widths) > 1:
+            raise InputError(f"the packs have teacher features of different widths {widths}")
+        self.width = widths.pop() if widths else None  # D of the teacher
+        self.starts: dict[tuple[int, int], np.ndarray] = {}  # (source, frames) -> cumulative count
+
+    @property
+    def seconds(self) -> float:
+        """Audio that can be drawn from, in seconds at 24 kHz frames of 80 ms."""
+        return sum(n for runs in self.runs for _, n in runs) * 0.08
+
+    def _pick(self, source: int, frames: int, generator: torch.Generator) -> int:
+        runs = self.runs[source]
+        key = (source, frames)
+        if key not in self.starts:
+            self.starts[key] = np.cumsum([max(n - frames + 1, 0) for _, n in runs])
+        ends = self.starts[key]
+        if not len(ends) or not ends[-1]:
+            name = self.sources[source].folder
+            raise InputError(f"{name}: no stretch of {frames} frames to draw from")
+        at = int(torch.randint(int(ends[-1]), (), generator=generator))
+        run = int(np.searchsorted(ends, at, side="right"))
+        return runs[run][0] + at - int(ends[run - 1] if run else 0)
+
+    def draw(
+        self,
+        frames: int,
+        batch: int,
+        generator: torch.Generator,
+        gain_db: tuple[float, float] = (0.0, 0.0),
+        tries: int = 1,
+    ) -> Batch:
+        """`batch` windows of `frames` frames, each with its own gain (peaks kept below 1).
+
+        Of `tries` candidates the one with the most frames of sound is taken.
+        """
+        weights = torch.tensor([s.weight for s in self.sources])
+        chosen = torch.multinomial(weights, batch, replacement=True, generator=generator)
+        wavs, features = [], []
+        for source in chosen.tolist():
+            pack = self.packs[source]
+            starts = [self._pick(source, frames, generator) for _ in range(tries)]
+            first = starts[0]
+            if tries > 1:
+                first = max(starts, key=lambda i: pack.sounding[i + frames] - pack.sounding[i])
+            wavs.append(pack.wav(first, frames))
+            if self.width is not None:
+                row = torch.zeros(frames, self.width)
+                if pack.features is not None:
+                    part = pack.features[first : first + frames].astype(np.float32)
+                    row = torch.from_numpy(part)
+                features.append(row)
+        wav = torch.stack(wavs)[:, None]  # [B, 1, S]
+        low, high = gain_db
+        db = low + (high - low) * torch.rand(batch, 1, 1, generator=generator)
+        wav = wav * 10 ** (db / 20)
+        wav = wav * (0.99 / wav.abs().amax(-1, keepdim=True).clamp_min(0.99))
+        return Batch(wav, torch.stack(features) if features else None)

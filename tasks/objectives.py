@@ -1,0 +1,154 @@
+"""What one step of a stage computes: batch, losses, gradients. The loop is in `train`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from moshi_cli.core.discriminators import Discriminator, DiscriminatorConfig
+from moshi_cli.core.losses import (
+    Balancer,
+    SpectralLoss,
+    adversarial_loss,
+    discriminator_loss,
+    distillation_loss,
+    feature_loss,
+)
+from moshi_cli.core.mimi import Mimi
+from moshi_cli.tasks.data import Batch, Windows
+from moshi_cli.tasks.stages import CodecStage, Shape
+from moshi_cli.tasks.train import step_generator
+
+
+def pick_shape(shapes: tuple[Shape, ...], generator: torch.Generator) -> Shape:
+    """One of the batch shapes, by their shares."""
+    shares = torch.tensor([s.share for s in shapes])
+    return shapes[int(torch.multinomial(shares, 1, generator=generator))]
+
+
+class CodecObjective:
+    """Mimi against its reconstruction, its critics and the semantic teacher (paper §3.3)."""
+
+    def __init__(
+        self,
+        stage: CodecStage,
+        mimi: Mimi,
+        windows: Windows,
+        critics: DiscriminatorConfig | None = None,
+    ):
+        self.stage, self.mimi, self.windows = stage, mimi, windows
+        self.modules: dict[str, nn.Module] = {"mimi": mimi}
+        if stage.critics_from < 1:
+            self.modules["critics"] = Discriminator(critics)
+        if windows.width is not None and stage.losses.get("distillation"):
+            width = mimi.config.seanet.dim
+            self.modules["projection"] = nn.Linear(width, windows.width)
+        spectra = {"mel": True, "stft": False}
+        self.spectral = {
+            name: SpectralLoss(mimi.sample_rate, mel=mel)
+            for name, mel in spectra.items() if stage.losses.get(name)
+        }  # fmt: skip
+        weights = {k: stage.losses.get(k, 0.0) for k in ("mel", "stft", "wave")}
+        self.balancer = Balancer(weights | {"critics": stage.losses.get("adversarial", 0.0)})
+
+    def tensors(self) -> dict[str, Tensor]:
+        norms = self.balancer.norms.items()
+        return {f"balancer/{k}": torch.tensor(v, dtype=torch.float64) for k, v in norms}
+
+    def restored(self, tensors: dict[str, Tensor]) -> None:
+        self.balancer.norms = {k.split("/")[1]: v.tolist() for k, v in tensors.items()}
+        self.mimi.quantizer.refresh()
+
+    def draw(self, generator: torch.Generator) -> Batch:
+        shape = pick_shape(self.stage.shapes, generator)
+        frames = round(shape.window_s * self.mimi.frame_rate)
+        return self.windows.draw(
+            frames, shape.batch, generator, self.stage.gain_db, self.stage.tries
+        )
+
+    @torch.no_grad()
+    def fit(self, generator: torch.Generator) -> None:
+        """First values of the codebooks, from latents of random windows."""
+        latents: list[Tensor] = []
+        while sum(map(len, latents)) < self.stage.fit_frames:
+            latent = self.mimi.encode_latent(self.draw(generator).wav)  # [B, D, T]
+            latents.append(latent.transpose(1, 2).flatten(0, 1))
+        self.mimi.quantizer.fit(torch.cat(latents), generator=generator)
+
+    def backward(self, step: int, progress: float) -> dict[str, float]:
+        stage, mimi = self.stage, self.mimi
+        g = step_generator(stage.seed, step)
+        if progress >= stage.quantize_from and not mimi.quantizer.semantic.fitted:
+            self.fit(g)
+        if progress >= stage.quantize_from and not mimi.quantizer.fitted:
+            mimi.quantizer.fit(self.latents(8 * mimi.config.quantizer.size, g), generator=g)
+        batch = self.draw(g)
+        B, total = len(batch.wav), mimi.config.quantizer.codebooks
+        late = progress >= stage.critics_from
+        p = stage.quantize_late if late else stage.quantize
+        quantize = torch.rand(B, generator=g) < p
+        fewer = torch.rand(B, generator=g) < stage.dropout
+        counts = torch.randint(1, total + 1, (B,), generator=g)
+        counts = torch.where(fewer, counts, total)
+        with torch.autocast("cpu", torch.bfloat16, enabled=stage.bf16):
+            out = mimi.autoencode(
+                batch.wav, quantize=quantize, counts=counts,
+                decay=stage.codebook_decay, generator=g,
+            )  # fmt: skip
+        made = out.wav.float()
+        leaf = made.detach().requires_grad_()
+        losses = {name: loss(leaf, batch.wav) for name, loss in self.spectral.items()}
+        if stage.losses.get("wave"):
+            losses["wave"] = (leaf - batch.wav).abs().mean() / (batch.wav.abs().mean() + 1e-4)
+        metrics = {name: loss.item() for name, loss in losses.items()}
+        if late:
+            critics, seen = self.judge(batch.wav, leaf, g)
+            metrics |= seen
+            if progress >= stage.critics_from + stage.critics_ramp:
+                losses["critics"] = critics
+        grad = self.balancer.gradient(losses, leaf)
+        inner = stage.losses.get("commitment", 0.0) * out.commitment.float()
+        metrics["commitment"] = out.commitment.item()
+        if "projection" in self.modules and batch.features is not None:
+            student = self.modules["projection"](out.semantic.float())
+            distilled = distillation_loss(student, batch.features)
+            inner = inner + stage.losses["distillation"] * distilled
+            metrics["distillation"] = distilled.item()
+        torch.autograd.backward([made, inner], [grad, None])
+        return metrics
+
+    @torch.no_grad()
+    def latents(self, count: int, generator: torch.Generator) -> Tensor:
+        """At least `count` unquantised latents of fresh windows [N, D], to fit codebooks on."""
+        found: list[Tensor] = []
+        while sum(map(len, found)) < count:
+            latent = self.mimi.encode_latent(self.draw(generator).wav)  # [B, D, T]
+            found.append(latent.transpose(1, 2).flatten(0, 1))
+        return torch.cat(found)
+
+    def judge(
+        self, real: Tensor, leaf: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Critics on a crop: their own gradients are left in them, the generator's loss returned.
+
+        One pass serves both sides, so both learn against the same critics.
+        """
+        size = min(round(self.stage.critics_window_s * self.mimi.sample_rate), real.shape[-1])
+        at = int(torch.randint(real.shape[-1] - size + 1, (), generator=generator))
+        pair = torch.cat([real[..., at : at + size], leaf[..., at : at + size]])
+        critics = self.modules["critics"]
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.stage.bf16):
+            true, fake = critics(pair).split(len(real))
+        hinge = discriminator_loss(true, fake)
+        params = [p for p in critics.parameters() if p.requires_grad]
+        for p, grad in zip(
+            params, torch.autograd.grad(hinge, params, retain_graph=True), strict=True
+        ):
+            p.grad = grad
+        adversarial, feature = adversarial_loss(fake), feature_loss(true, fake)
+        metrics = {
+            "critics": hinge.item(), "adversarial": adversarial.item(), "feature": feature.item(),
+        }  # fmt: skip
+        weights = self.stage.losses
+        ratio = weights.get("feature", 0.0) / max(weights.get("adversarial", 0.0), 1e-9)
+        return adversarial + ratio * feature, metrics

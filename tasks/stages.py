@@ -1,0 +1,92 @@
+"""Stages of training as plain data: what to hear, what may learn, which losses, how long."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Source:
+    """One pack of recordings and its share of the mix."""
+
+    folder: str
+    weight: float = 1.0  # relative share of the windows drawn
+    kinds: tuple[str, ...] = ()  # prefixes of the row kinds to use; empty: all
+    skip: tuple[str, ...] = ("noisy",)  # prefixes of the row kinds to leave out
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One form a batch may take; a stage draws one per step."""
+
+    window_s: float
+    batch: int
+    share: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """What every stage has. Rates are per step; the schedule runs over the stage's budget."""
+
+    name: str
+    mix: tuple[Source, ...]
+    losses: dict[str, float]  # loss name -> weight
+    shapes: tuple[Shape, ...] = (Shape(1.28, 4),)
+    freeze: tuple[str, ...] = ()  # shell patterns over "module.parameter" names that do not learn
+    lr: float = 3e-4
+    rates: dict[str, float] = field(default_factory=dict)  # pattern -> factor on lr, first match
+    betas: tuple[float, float] = (0.8, 0.99)
+    weight_decay: float = 0.0  # on matrices only
+    warmup_steps: int = 200
+    final_lr: float = 0.02  # part of lr left at the end of the cosine
+    clip: float = 1.0  # gradient norm per module; 0: off
+    steps: int = 100_000
+    minutes: float | None = None  # budget of wall time; the schedule follows the tighter one
+    ema: float = 0.0  # decay of the weight average; 0: none kept
+    bf16: bool = False  # autocast; weights stay float32
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodecStage(Stage):
+    """Mimi (paper §3.3). Parts of the budget: without quantiser until `quantize_from`, then
+    reconstruction, and with critics from `critics_from` on.
+
+    Losses: mel, stft, wave (relative L1), adversarial (its weight against mel's gradient), feature
+    (against adversarial), distillation, commitment.
+    """
+
+    losses: dict[str, float] = field(
+        default_factory=lambda: {
+            "mel": 1.0, "wave": 0.02, "adversarial": 0.7, "feature": 4.0,
+            "distillation": 1.0, "commitment": 1.0,
+        }
+    )  # fmt: skip
+    quantize_from: float = 0.15  # the codebooks get their first values by k-means there
+    quantize: float = 0.5  # probability, per item, that the latent is quantised …
+    quantize_late: float = 1.0  # … and once the critics count
+    fit_frames: int = 16384  # latents for the k-means
+    codebook_decay: float = 0.99
+    dropout: float = 0.25  # probability, per item, of fewer codebooks
+    critics_from: float = 0.5  # 1: never
+    critics_ramp: float = 0.02  # in which the critics only learn
+    critics_window_s: float = 0.64  # random crop that the critics see
+    gain_db: tuple[float, float] = (-12.0, 6.0)
+    tries: int = 2  # candidates per window, of which the one with most sound is taken
+
+
+@dataclass(frozen=True, kw_only=True)
+class LmStage(Stage):
+    """The language model on cached codes: per-stream weights, one lag per task (paper §3.4)."""
+
+    losses: dict[str, float] = field(
+        default_factory=lambda: {"text": 1.0, "semantic": 100.0, "acoustic": 1.0, "pad": 0.5}
+    )
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.1
+    tasks: dict[str, float] = field(
+        default_factory=lambda: {"asr": 1.0, "tts": 1.0, "chat": 1.0}
+    )  # share of each task
+    lag_s: dict[str, float] = field(
+        default_factory=lambda: {"asr": 0.64, "tts": -0.64, "chat": 0.0}
+    )  # > 0: text trails the voice
