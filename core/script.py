@@ -89,9 +89,10 @@ class Script:
             begun=zeros(E) - 1, ended=zeros() - 1, **{name: zeros() for name in names},
         )  # fmt: skip
 
-    def load(self, state: State, slot: int, entries: Sequence[Entry]) -> None:
+    def load(self, state: State, slot: int, script: Sequence[Entry]) -> None:
         """Give a slot its script, from the start. InputError if it is too long."""
         assert isinstance(state, ScriptState)
+        entries = script
         flat = [token for entry in entries for token in entry.tokens]
         if len(entries) > self.words or len(flat) > self.tokens:
             raise InputError(f"a script of {len(entries)} words and {len(flat)} tokens is too long")

@@ -8,7 +8,7 @@ of a slot reads start tokens only, whatever is given (priming).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -27,6 +27,10 @@ class Steer(Protocol):
 
     def init_state(self, slots: int, device: torch.device | str) -> State:
         """Fresh state."""
+        ...
+
+    def load(self, state: State, slot: int, script: Any) -> None:
+        """Give a slot what it is to say."""
         ...
 
     def __call__(self, text: Tensor, state: State, step: Tensor, active: Tensor) -> Tensor:
