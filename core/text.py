@@ -72,9 +72,15 @@ class Text:
         return str(self.pieces.DecodeIds([int(t) for t in tokens if t > PAD])).strip()
 
     def piece(self, token: int) -> str:
-        """What one token adds to a running text: a word start brings its space."""
+        """What one token adds to a running text: a word start brings its space.
+
+        A lone byte beyond ASCII is shown as U+FFFD; `decode` puts bytes together.
+        """
         if not PAD < token < self.size:
             return ""
+        if self.pieces.IsByte(token):
+            byte = int(self.pieces.IdToPiece(token)[3:5], 16)
+            return chr(byte) if byte < 0x80 else "\ufffd"
         return str(self.pieces.IdToPiece(token)).replace(WORD_START, " ")
 
     def opens(self, token: int) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from moshi_cli.core.errors import MoshiError
 from moshi_cli.core.text import Word as Word
 
 
@@ -89,6 +90,13 @@ class Warning:
 
 
 @dataclass(frozen=True)
+class Failed:
+    """The session ended early: its input is broken, or asks for what cannot be done."""
+
+    error: MoshiError
+
+
+@dataclass(frozen=True)
 class End:
     """The session is over."""
 
@@ -97,7 +105,7 @@ class End:
     first_s: float | None = None  # wall seconds until the first word or sound
 
 
-Event = Start | Word | Piece | Speech | Segment | Pause | Turn | Warning | End
+Event = Start | Word | Piece | Speech | Segment | Pause | Turn | Warning | Failed | End
 
 
 def seconds(value: float) -> float:
@@ -131,6 +139,8 @@ def as_json(event: Event, *, channels: bool = True) -> dict[str, Any]:
             return {"type": "turn", "who": who, "speaking": speaking, "t": seconds(at_s)}
         case Warning(code, message, at_s):
             return {"type": "warning", "code": code, "message": message, "t": seconds(at_s)}
+        case Failed(error):
+            return {"type": "error", "message": str(error)}
         case End(audio_s, wall_s, first_s):
             told = {"type": "end", "audio_s": seconds(audio_s), "wall_s": seconds(wall_s)}
             told["rtfx"] = round(audio_s / wall_s, 2) if wall_s else None

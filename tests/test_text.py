@@ -64,6 +64,7 @@ def test_decoding_skips_what_is_no_text(text: Text) -> None:
     row = [PAD, EPAD, *text.encode("one"), -1, PAD, BOS, *text.encode("two"), EOS, -2]
     assert text.decode(row) == "one two"
     assert "".join(map(text.piece, row)) == " one two"
+    assert "".join(map(text.piece, text.encode("xé"))) == " x\ufffd\ufffd"
 
 
 def test_the_same_texts_give_the_same_file(tmp_path: Path) -> None:

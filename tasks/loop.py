@@ -1,0 +1,224 @@
+"""One loop for every task: sessions fill the slots of an engine, frames go in, events come out.
+
+A session is one recording, one text or one conversation; it knows what to feed and what an output
+means (`asr.Hearing`, `tts.Speaking`, `chat.Talking`). The loop knows slots. Sessions wait in line,
+take a slot when one is free and do not notice each other: a batch gives what one by one gives.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from moshi_cli.core.config import Sampling
+from moshi_cli.core.engine import Engine, Frame
+from moshi_cli.core.errors import InputError, UsageError
+from moshi_cli.core.streams import MADE, Task
+from moshi_cli.core.weights import Model
+from moshi_cli.tasks.events import End, Event, Failed, Speech, Word
+
+FRAME_SAMPLES = 1920
+FRAME_S = 0.08
+S = TypeVar("S", bound="Session")
+
+
+class Sound:
+    """Frames of one channel from anything that yields sound, with a count of the true samples.
+
+    source: a tensor float32 [S] or [1, S] (a whole recording), or an iterable of frames [1, ≤1920]
+    such as `audio.frames` gives; only the last frame may be short or, if the source counts its
+    `.samples`, padded.
+    """
+
+    def __init__(self, source: Tensor | Iterable[Tensor]) -> None:
+        if isinstance(source, Tensor):
+            source = source.reshape(-1).split(FRAME_SAMPLES)
+        self.source = source
+        self.frames_left = iter(source)
+        self.frames = 0
+        self.ended = False
+        self._samples = 0
+
+    def next(self) -> Tensor | None:
+        """The next frame, float32 [1, 1920], or None at the end."""
+        frame = None if self.ended else next(self.frames_left, None)
+        if frame is None:
+            self.ended = True
+            return None
+        frame = frame.reshape(1, -1)
+        self._samples += frame.shape[1]
+        self.frames += 1
+        assert frame.shape[1] <= FRAME_SAMPLES, tuple(frame.shape)
+        self.ended = self.samples < self.frames * FRAME_SAMPLES
+        return F.pad(frame, (0, FRAME_SAMPLES - frame.shape[1]))
+
+    @property
+    def samples(self) -> int:
+        """True samples so far, at 24 kHz."""
+        return int(getattr(self.source, "samples", self._samples))
+
+    @property
+    def seconds(self) -> float:
+        """The same in seconds."""
+        return self.samples / 24_000
+
+
+@dataclass
+class Output:
+    """What one slot made in one step: a whole frame, all streams at the same time."""
+
+    text: int  # token
+    pcm: Tensor | None = None  # float32 [1, 1920], of tasks that speak
+    pauses: tuple[float, ...] = ()  # probabilities of the pause heads, where the model has them
+
+
+class Session(Protocol):
+    """Someone who has a slot."""
+
+    def open(self, engine: Engine, slot: int) -> None:
+        """Take the slot: rewind it without priming it, and say what it has to know."""
+
+    def feed(self) -> Tensor | bool:
+        """What the next step hears: float32 [1, 1920]; True: nothing; False: let the slot pause.
+
+        The first step after `open` must hear nothing. May block while a live source has nothing.
+        Raises InputError.
+        """
+
+    def take(self, output: Output) -> Iterable[Event]:
+        """Use the next whole frame of output."""
+
+    def skip(self) -> Iterable[Event]:
+        """A frame was heard that gave no whole frame of output yet."""
+
+    def finish(self) -> Iterable[Event]:
+        """What is left to say when the session is over."""
+
+    @property
+    def over(self) -> bool:
+        """Whether there is nothing more to do."""
+
+    @property
+    def audio_s(self) -> float:
+        """Sound heard or made so far."""
+
+
+@dataclass
+class Seat(Generic[S]):
+    """A session in its slot."""
+
+    session: S
+    began: float = field(default_factory=time.monotonic)
+    first_s: float | None = None
+
+    def react(self, output: Output | None, heard: bool) -> Iterator[Event]:
+        """Events of one step."""
+        if output is not None:
+            yield from self._noted(self.session.take(output))
+        elif heard:
+            yield from self._noted(self.session.skip())
+
+    def finish(self) -> Iterator[Event]:
+        """The last events."""
+        yield from self._noted(self.session.finish())
+        yield End(self.session.audio_s, time.monotonic() - self.began, self.first_s)
+
+    def _noted(self, events: Iterable[Event]) -> Iterator[Event]:
+        for event in events:
+            if self.first_s is None and isinstance(event, Word | Speech):
+                self.first_s = time.monotonic() - self.began
+            yield event
+
+
+def drive(engine: Engine, sessions: Iterable[S]) -> Iterator[tuple[S, Event]]:
+    """Run sessions through the slots of an engine; pairs (session, event), End or Failed last.
+
+    Sessions are pulled when a slot is free. An InputError ends its own session only.
+    """
+    waiting = iter(sessions)
+    seats: list[Seat[S] | None] = [None] * engine.slots
+    pcm = torch.zeros(engine.slots, 1, FRAME_SAMPLES)
+
+    def leave(slot: int) -> None:
+        engine.close(slot)
+        seats[slot] = None
+
+    while True:
+        for slot, seat in enumerate(seats):
+            if seat is None and (session := next(waiting, None)) is not None:
+                session.open(engine, slot)
+                seats[slot] = Seat(session)
+        if not any(seats):
+            return
+        active = torch.zeros(engine.slots, dtype=torch.bool)
+        hearing = [False] * engine.slots
+        for slot, seat in enumerate(seats):
+            if seat is None:
+                continue
+            try:
+                fed = seat.session.feed()
+            except (InputError, UsageError) as error:
+                yield seat.session, Failed(error)
+                leave(slot)
+                continue
+            active[slot] = fed is not False
+            if isinstance(fed, Tensor):
+                pcm[slot], hearing[slot] = fed, True
+        outputs = _outputs(engine.step(pcm, active)) if active.any() else {}
+        for slot, seat in enumerate(seats):
+            if seat is None:
+                continue
+            for event in seat.react(outputs.get(slot), hearing[slot]):
+                yield seat.session, event
+            if seat.session.over:
+                for event in seat.finish():
+                    yield seat.session, event
+                leave(slot)
+
+
+def _outputs(frame: Frame) -> dict[int, Output]:
+    """Slot -> output, of slots that are ready."""
+    ready = frame.ready.tolist()
+    text = frame.text.tolist()
+    pcm = None if frame.pcm is None else frame.pcm.float().cpu()
+    pauses = None if frame.extra is None else frame.extra[..., 0].tolist()
+    return {
+        slot: Output(
+            text[slot],
+            None if pcm is None else pcm[slot].clone(),
+            () if pauses is None else tuple(pauses[slot]),
+        )
+        for slot, is_ready in enumerate(ready)
+        if is_ready
+    }
+
+
+def run(
+    model: Model,
+    task: Task,
+    source: Tensor | Iterable[Tensor],
+    *,
+    sampling: Sampling | None = None,
+    seed: int = 0,
+) -> Iterator[Event]:
+    """One session of a task that listens (ASR, CHAT, or one of your own): sound in, events out.
+
+    source: a recording float32 [S] at 24 kHz, or frames [1, 1920] as they come.
+    """
+    from moshi_cli.tasks.asr import Hearing
+    from moshi_cli.tasks.chat import Talking
+
+    task = model.fit(task)
+    kind = Talking if task.voice in MADE else Hearing
+    engine = Engine(model, task, 1, sampling=sampling)
+    session: Session = kind(model, task, Sound(source), seed=seed)
+    for _, event in drive(engine, [session]):
+        if isinstance(event, Failed):
+            raise event.error
+        yield event
