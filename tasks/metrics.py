@@ -1,4 +1,4 @@
-"""Pure measures: word errors after one fixed normaliser, and distances between two sounds.
+"""Word errors after one fixed normaliser, and how sure their rates are.
 
 `normalise` is versioned by NORMALISER: figures of different versions are not comparable. Word error
 rates are those of the whole corpus (all errors over all reference words), with the interval that
@@ -7,18 +7,14 @@ rates are those of the whole corpus (all errors over all reference words), with 
 
 from __future__ import annotations
 
-import math
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from moshi_cli.core.losses import SpectralLoss
 from moshi_cli.tasks.wording import cardinal, digits, ordinal
 
 NORMALISER = "moshi-en-1"
@@ -224,28 +220,3 @@ def _interval(
     values = rates(table) - (rates(minus) if minus is not None else 0.0)
     low, high = np.percentile(values, [2.5, 97.5])
     return float(low), float(high)
-
-
-# Sound --------------------------------------------------------------------------------------------
-
-
-def si_sdr(sound: Tensor, copy: Tensor) -> float:
-    """Scale-invariant signal-to-distortion ratio in dB (Le Roux et al. 2019). Both [S].
-
-    It follows the wave form, which a codec trained against discriminators does not keep.
-    """
-    sound, copy = (x.double() - x.double().mean() for x in (sound, copy))
-    target = sound * (copy @ sound) / (sound @ sound).clamp_min(1e-12)
-    noise = (copy - target).square().sum().clamp_min(1e-12)
-    return float(10 * torch.log10(target.square().sum().clamp_min(1e-20) / noise))
-
-
-def mel_distance(sound: Tensor, copy: Tensor, sample_rate: int) -> float:
-    """Mean absolute difference of log mel spectra in dB, windows of 1024 samples. Both [S].
-
-    Levels under -70 dB of full scale count as -70 dB.
-    """
-    measure = SpectralLoss(sample_rate, (1024,), max_mels=80)
-    with torch.no_grad():
-        true, made = (measure.spectrum(x[None].float(), 1024) for x in (sound, copy))  # [1, T', 80]
-        return float((made - true).abs().mean()) * 20 / math.log(10)
