@@ -1,4 +1,4 @@
-"""The command `moshi`; the model is in `moshi_cli.core`, what one does with it in `moshi_cli.tasks`.
+"""The command `moshi`; the model is `moshi_cli.core`, what one does with it `moshi_cli.tasks`.
 
 Importing this package imports neither torch nor typer.
 """

@@ -155,7 +155,7 @@ def explain(error: BaseException) -> tuple[int, str | None, str | None]:
         silence_stdout()
         return 141, None, None
     if out_of_memory(error):
-        return 5, "out of memory", "try a smaller --batch-size, or --quantize int8"
+        return 5, "out of memory", "try a smaller --batch-size or --dtype bf16"
     if isinstance(error, OSError) and error.strerror:
         name = f"{error.filename}: " if error.filename else ""
         return 1, f"{name}{error.strerror}", None

@@ -78,8 +78,9 @@ class Feed(Guard[Any]):
         self.stream = stream
 
     def __next__(self) -> Any:
+        before = self.samples
         frame = super().__next__()
-        self.run.advance(frame.shape[-1] / 24_000)
+        self.run.advance((self.samples - before) / 24_000)
         return frame
 
     @property

@@ -83,9 +83,9 @@ class Console:
         """A result as one JSON line."""
         self.line(json.dumps(record, ensure_ascii=False))
 
-    def refuse_terminal(self, target: object, hint: str = "use -o FILE") -> None:
+    def refuse_terminal(self, to_stdout: bool, hint: str = "use -o FILE") -> None:
         """UsageError if sound or codes would be poured onto a terminal."""
-        if str(target) == "-" and sys.stdout.isatty():
+        if to_stdout and sys.stdout.isatty():
             raise UsageError("binary output does not go to a terminal", hint)
 
     # everything else

@@ -42,6 +42,11 @@ class Destination:
             raise UsageError("several results need a folder", "use --output-dir DIR")
         self.folder, self.output = folder, output or "-"
 
+    @property
+    def stdout(self) -> bool:
+        """Whether the result goes to stdout."""
+        return self.folder is None and self.output == "-"
+
     def path(self, item: Item, suffix: str) -> str:
         """Where the result with this suffix goes: a path, or "-" for stdout."""
         if self.folder is None:

@@ -120,7 +120,8 @@ def _folder(
             if include
             else path.suffix.lower() in accept
         )
-        if wanted and path.is_file() and not path.name.startswith("."):
+        own = path.name.startswith(".") or fnmatch(path.name, "moshi-*.journal*.jsonl")
+        if wanted and path.is_file() and not own:
             inside = path.relative_to(folder).with_suffix("").as_posix()
             found.append(replace(_file(str(path)), name=inside))
     if not found:

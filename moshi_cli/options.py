@@ -48,7 +48,7 @@ def flag(names: str, help: str, **extra: Any) -> Any:
 Inputs = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[INPUTS]...",
+        metavar="INPUTS...",
         help="Files, folders, quoted patterns, @LIST.txt, or - for standard input.",
         show_default=False,
     ),
@@ -82,10 +82,6 @@ class ModelOptions:
         str, choice("--dtype", "auto", "bf16", "fp16", "fp32", help="Of the language model.")
     ] = "auto"
     half: Annotated[bool, flag("--half", "Short for --dtype fp16.")] = False
-    quantize: Annotated[
-        str, choice("--quantize", "none", "int8", "int4", help="Weights of the language model.")
-    ] = "none"
-    compile: Annotated[bool, typer.Option("--compile/--no-compile", help="torch.compile.")] = False
     threads: Annotated[int | None, flag("--threads", "CPU threads.", min=1)] = None
     seed: Annotated[int, flag("--seed", "Of everything that is drawn.", min=0)] = 0
 

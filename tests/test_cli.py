@@ -261,7 +261,7 @@ def test_seeds_belong_to_items() -> None:
 def test_one_input_goes_to_stdout(invoke: Invoke) -> None:
     done = invoke("count", "a.wav")
     assert (done.exit_code, done.stdout) == (0, "a 1000\n")
-    assert done.stderr.startswith("moshi count: 0.08 s of audio in")
+    assert done.stderr.startswith("moshi count: 0.04 s of audio in")
     assert invoke("count", "a.wav", "-q").stderr == ""
 
 
