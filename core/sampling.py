@@ -25,7 +25,7 @@ class Noise:
 
     def exponential(self, stream: int, count: int) -> Tensor:
         """Exp(1) draws, float32 [B, count]: a counter-based generator (SplitMix64)."""
-        key = mix(mix(self.seed + stream * _GOLDEN) + self.step * _ODD)  # [B]
+        key = mix(mix(mix(self.seed) + stream) + self.step * _ODD)  # [B]
         ranks = torch.arange(1, count + 1, device=key.device)
         bits = mix(key[:, None] + ranks * _GOLDEN)  # [B, count]
         uniform = (((bits >> 40) & 0xFFFFFF) + 0.5) * 2.0**-24  # in (0, 1)
