@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from moshi_cli.core.conditioning import Conditions
 from moshi_cli.core.discriminators import Judgement
+from moshi_cli.core.lm import MoshiLm
+from moshi_cli.core.streams import ZERO, DelayPattern, Shifted
 
 
 def mel_filters(bins: int, mels: int, sample_rate: int) -> Tensor:
@@ -145,3 +149,81 @@ class Balancer:
             else:
                 mixed = mixed + grad * (size / mean * self.weights[name] / self.weights[unit])
         return mixed
+
+
+@dataclass(frozen=True)
+class LmWeights:
+    """How much each kind of token counts (paper §3.4.4; published fine-tuning: 1, 0.5, 100, 1)."""
+
+    text: float = 1.0  # the text loss as a whole
+    pad: float = 0.5  # a PAD or EPAD target within it
+    semantic: float = 100.0  # the first codebook, against …
+    acoustic: float = 1.0  # … each of the others
+    audio: float = 1.0  # the audio loss as a whole
+
+
+@dataclass(frozen=True)
+class LmLosses:
+    """Scalars in nats; NaN-free: a part without targets is zero."""
+
+    total: Tensor
+    text: Tensor  # weighted mean over text targets
+    audio: Tensor  # weighted mean over code targets
+    streams: Tensor  # [1 + Q]: plain mean per stream, detached
+
+
+def lm_loss(
+    lm: MoshiLm,
+    shifted: Shifted,
+    weights: LmWeights | None = None,
+    conditions: Conditions | None = None,
+) -> LmLosses:
+    """Cross-entropy of the delayed integers: Σ weight · CE / Σ weight, for text and for audio.
+
+    shifted: from `DelayPattern.shift` (or several, see `join_shifted`), K streams of which text and
+    the first Q are predicted where the mask is set. Rows that are given must not be in the mask:
+    `learnable` takes care. The depth transformer runs on frames that have a code to predict.
+    """
+    w, Q = weights or LmWeights(), lm.config.dep_q
+    h, text_logits = lm.temporal(shifted.inputs, conditions=conditions)
+    targets, mask = shifted.targets[:, : 1 + Q], shifted.mask[:, : 1 + Q]
+    text = targets[:, 0][mask[:, 0]]  # [N]
+    text_ce = F.cross_entropy(text_logits[mask[:, 0]].float(), text, reduction="none")
+    blank = (text == lm.config.text_pad) | (text == lm.config.text_epad)
+    text_w = torch.where(blank, w.pad, 1.0)
+    text_loss = (text_ce * text_w).sum() / text_w.sum().clamp_min(1e-9)
+    means = [text_ce.detach().sum() / max(len(text), 1)]
+    audio_loss = text_loss.new_zeros(())
+    frames = mask[:, 1:].any(1)  # [B, S]
+    if Q and frames.any():
+        columns = targets.transpose(1, 2)[frames].t()[None]  # [1, 1 + Q, N]
+        logits = lm.depth_logits(h[frames][None], columns)[0].float()  # [Q, N, C]
+        valid = mask.transpose(1, 2)[frames].t()[1:]  # [Q, N]
+        wanted = torch.where(valid, columns[0, 1:], 0)
+        ce = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="none").view(Q, -1)
+        each = torch.full((Q, 1), w.acoustic).to(ce)
+        each[0] = w.semantic
+        audio_loss = (ce * each * valid).sum() / (each * valid).sum().clamp_min(1e-9)
+        means += list(((ce * valid).sum(1) / valid.sum(1).clamp_min(1)).detach())
+    else:
+        means += [text_loss.new_zeros(())] * Q
+    total = w.text * text_loss + w.audio * audio_loss
+    return LmLosses(total, text_loss, audio_loss, torch.stack(means))
+
+
+def learnable(shifted: Shifted, pattern: DelayPattern) -> Shifted:
+    """The same with the mask cleared on rows that the task gives."""
+    made = torch.zeros(len(pattern.delays), 1, dtype=torch.bool, device=shifted.mask.device)
+    made[list(pattern.made)] = True
+    return Shifted(shifted.inputs, shifted.targets, shifted.mask & made)
+
+
+def join_shifted(parts: Sequence[Shifted]) -> Shifted:
+    """One batch out of several of different length; what is added at the end is nothing."""
+    longest = max(p.inputs.shape[2] for p in parts)
+
+    def join(name: str, fill: int) -> Tensor:
+        each = [getattr(p, name) for p in parts]
+        return torch.cat([F.pad(x, (0, longest - x.shape[2]), value=fill) for x in each])
+
+    return Shifted(join("inputs", ZERO), join("targets", ZERO), join("mask", False))

@@ -36,6 +36,11 @@ class Row:
     voice: str = ""
     qa: int | None = None  # row of the dialogue this clip belongs to
 
+    @property
+    def frames(self) -> int:
+        """Whole frames of 1920 samples that hold the clip."""
+        return -(-self.samples // 1920)
+
 
 def read_row(line: str, where: str) -> Row:
     """One line of index.jsonl. Raises InputError naming `where`."""
@@ -138,6 +143,16 @@ class Windows:
     def seconds(self) -> float:
         """Audio that can be drawn from, in seconds at 24 kHz frames of 80 ms."""
         return sum(n for runs in self.runs for _, n in runs) * 0.08
+
+    def teacher(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation [D] of the teacher's features, over every 8th frame.
+
+        Most of a raw feature vector is the same in every frame; what is said is in the rest.
+        """
+        parts = [np.asarray(p.features[::8]) for p in self.packs if p.features is not None]
+        x = torch.from_numpy(np.concatenate(parts).astype(np.float32))
+        x = x[x.abs().amax(1) > 0]
+        return x.mean(0), x.std(0).clamp_min(1e-4)
 
     def _pick(self, source: int, frames: int, generator: torch.Generator) -> int:
         runs = self.runs[source]

@@ -6,17 +6,22 @@ import torch
 from torch import Tensor, nn
 
 from moshi_cli.core.discriminators import Discriminator, DiscriminatorConfig
+from moshi_cli.core.lm import MoshiLm
 from moshi_cli.core.losses import (
     Balancer,
+    LmWeights,
     SpectralLoss,
     adversarial_loss,
     discriminator_loss,
     distillation_loss,
     feature_loss,
+    lm_loss,
 )
-from moshi_cli.core.mimi import Mimi
+from moshi_cli.core.mimi import Autoencoded, Mimi
+from moshi_cli.core.streams import FRAME_HZ, ZERO
 from moshi_cli.tasks.data import Batch, Windows
-from moshi_cli.tasks.stages import CodecStage, Shape
+from moshi_cli.tasks.samples import LmBatch, Samples
+from moshi_cli.tasks.stages import CodecStage, LmStage, Shape
 from moshi_cli.tasks.train import step_generator
 
 
@@ -43,9 +48,10 @@ class CodecObjective:
         if windows.width is not None and stage.losses.get("distillation"):
             width = mimi.config.seanet.dim
             self.modules["projection"] = nn.Linear(width, windows.width)
+            self.teacher = windows.teacher()
         spectra = {"mel": True, "stft": False}
         self.spectral = {
-            name: SpectralLoss(mimi.sample_rate, mel=mel)
+            name: SpectralLoss(mimi.sample_rate, mel=mel, floor=stage.floor)
             for name, mel in spectra.items() if stage.losses.get(name)
         }  # fmt: skip
         weights = {k: stage.losses.get(k, 0.0) for k in ("mel", "stft", "wave")}
@@ -91,10 +97,7 @@ class CodecObjective:
         counts = torch.randint(1, total + 1, (B,), generator=g)
         counts = torch.where(fewer, counts, total)
         with torch.autocast("cpu", torch.bfloat16, enabled=stage.bf16):
-            out = mimi.autoencode(
-                batch.wav, quantize=quantize, counts=counts,
-                decay=stage.codebook_decay, generator=g,
-            )  # fmt: skip
+            out = self.reconstruct(batch.wav, quantize, counts, g)
         made = out.wav.float()
         leaf = made.detach().requires_grad_()
         losses = {name: loss(leaf, batch.wav) for name, loss in self.spectral.items()}
@@ -111,11 +114,29 @@ class CodecObjective:
         metrics["commitment"] = out.commitment.item()
         if "projection" in self.modules and batch.features is not None:
             student = self.modules["projection"](out.semantic.float())
-            distilled = distillation_loss(student, batch.features)
+            mean, scale = self.teacher
+            present = batch.features.abs().amax(-1, keepdim=True) > 0
+            distilled = distillation_loss(student, (batch.features - mean) / scale * present)
             inner = inner + stage.losses["distillation"] * distilled
             metrics["distillation"] = distilled.item()
         torch.autograd.backward([made, inner], [grad, None])
         return metrics
+
+    def reconstruct(
+        self, wav: Tensor, quantize: Tensor, counts: Tensor, generator: torch.Generator
+    ) -> Autoencoded:
+        """`Mimi.autoencode`; with a frozen encoder the codes are fixed and only decoding learns."""
+        mimi = self.mimi
+        if any(p.requires_grad for p in mimi.encoder.parameters()):
+            decay = self.stage.codebook_decay
+            return mimi.autoencode(
+                wav, quantize=quantize, counts=counts, decay=decay, generator=generator
+            )
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            codes = mimi.encode(wav)
+            latent = mimi.quantizer.decode(codes)
+        made = mimi.decode_latent(latent)
+        return Autoencoded(made, codes, made.new_zeros(0), made.new_zeros(()))
 
     @torch.no_grad()
     def latents(self, count: int, generator: torch.Generator) -> Tensor:
@@ -152,3 +173,51 @@ class CodecObjective:
         weights = self.stage.losses
         ratio = weights.get("feature", 0.0) / max(weights.get("adversarial", 0.0), 1e-9)
         return adversarial + ratio * feature, metrics
+
+
+class LmObjective:
+    """The language model on cached codes, all tasks in one batch (paper §3.4.4)."""
+
+    def __init__(self, stage: LmStage, lm: MoshiLm, samples: Samples):
+        self.stage, self.lm, self.samples = stage, lm, samples
+        self.modules: dict[str, nn.Module] = {"lm": lm}
+        w = stage.losses
+        self.weights = LmWeights(
+            w.get("text", 1.0), w.get("pad", 0.5), w.get("semantic", 100.0),
+            w.get("acoustic", 1.0), w.get("audio", 1.0),
+        )  # fmt: skip
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {}
+
+    def restored(self, tensors: dict[str, Tensor]) -> None:
+        """Nothing beyond the weights."""
+
+    def draw(self, generator: torch.Generator) -> LmBatch:
+        """The batch of a step, with inputs hidden and frames left out as the stage says."""
+        stage, Q = self.stage, self.lm.config.dep_q
+        shape = pick_shape(stage.shapes, generator)
+        frames = round(shape.window_s * FRAME_HZ)
+        batch = self.samples.batch(stage.tasks, frames, shape.batch, generator)
+        s = batch.shifted
+        B, K, S = s.inputs.shape
+        hide = torch.rand(B, K, S, generator=generator) < stage.hide
+        hide[:, 0] = torch.rand(B, S, generator=generator) < stage.hide_text
+        s.inputs = torch.where(hide, ZERO, s.inputs)
+        keep = torch.rand(B, 1, S, generator=generator) < stage.depth_share
+        s.mask = torch.cat([s.mask[:, :1], s.mask[:, 1 : 1 + Q] & keep, s.mask[:, 1 + Q :]], 1)
+        return batch
+
+    def backward(self, step: int, progress: float) -> dict[str, float]:
+        batch = self.draw(step_generator(self.stage.seed, step))
+        values = [{"lag": lag} if self.lm.config.conditions else {} for lag in batch.lags]
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.stage.bf16):
+            conditions = self.lm.condition(values)
+            losses = lm_loss(self.lm, batch.shifted, self.weights, conditions)
+        losses.total.backward()
+        each = losses.streams.tolist()
+        return {
+            "loss": losses.total.item(), "text": losses.text.item(), "audio": losses.audio.item(),
+            "semantic": each[1] if len(each) > 1 else 0.0,
+            "acoustic": sum(each[2:]) / max(len(each) - 2, 1),
+        }  # fmt: skip

@@ -36,6 +36,9 @@ class Stage:
     lr: float = 3e-4
     rates: dict[str, float] = field(default_factory=dict)  # pattern -> factor on lr, first match
     betas: tuple[float, float] = (0.8, 0.99)
+    muon: float = 0.0  # rate of Muon, which then takes the matrices; 0: AdamW for all
+    muon_rounds: int = 5
+    muon_not: tuple[str, ...] = ("*emb*", "*heads*", "*text_linear*", "projection.*", "critics.*")
     weight_decay: float = 0.0  # on matrices only
     warmup_steps: int = 200
     final_lr: float = 0.02  # part of lr left at the end of the cosine
@@ -62,6 +65,10 @@ class CodecStage(Stage):
             "distillation": 1.0, "commitment": 1.0,
         }
     )  # fmt: skip
+    muon_rounds: int = 3
+    warmup_steps: int = 100
+    clip: float = 20.0
+    floor: float = 1e-2  # of the spectra; lower ones make silence outweigh speech
     quantize_from: float = 0.15  # the codebooks get their first values by k-means there
     quantize: float = 0.5  # probability, per item, that the latent is quantised …
     quantize_late: float = 1.0  # … and once the critics count
@@ -90,3 +97,6 @@ class LmStage(Stage):
     lag_s: dict[str, float] = field(
         default_factory=lambda: {"asr": 0.64, "tts": -0.64, "chat": 0.0}
     )  # > 0: text trails the voice
+    hide: float = 0.0  # probability that a code is not seen as input
+    hide_text: float = 0.0  # … that a text token is not seen
+    depth_share: float = 1.0  # part of the frames on which the depth transformer learns

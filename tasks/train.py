@@ -27,6 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from moshi_cli.core.errors import MoshiError
+from moshi_cli.tasks.optimizers import Muon, as_matrix
 from moshi_cli.tasks.stages import Stage
 
 BAD_STEPS = 20  # steps in a row with numbers that are not finite before giving up
@@ -71,23 +72,35 @@ class Run:
     def __post_init__(self) -> None:
         stage, self.names = self.stage, dict[str, nn.Parameter]()
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+        matrices: list[tuple[nn.Parameter, tuple[int, ...]]] = []
         for prefix, module in self.objective.modules.items():
-            for name, p in module.named_parameters():
-                name = f"{prefix}.{name}"
+            for local, p in module.named_parameters():
+                name = f"{prefix}.{local}"
                 p.requires_grad_(not any(fnmatchcase(name, f) for f in stage.freeze))
                 if not p.requires_grad:
                     continue
                 self.names[name] = p
-                matches = (v for k, v in stage.rates.items() if fnmatchcase(name, k))
-                matrix = sum(n > 1 for n in p.shape) > 1
-                key = (next(matches, 1.0), stage.weight_decay if matrix else 0.0)
-                groups.setdefault(key, []).append(p)
+                shape = as_matrix(local, module.get_submodule(local.rpartition(".")[0]), p)
+                if stage.muon and shape and not any(fnmatchcase(name, f) for f in stage.muon_not):
+                    matrices.append((p, shape))
+                    continue
+                rates = (v for k, v in stage.rates.items() if fnmatchcase(name, k))
+                decay = stage.weight_decay if sum(n > 1 for n in p.shape) > 1 else 0.0
+                groups.setdefault((next(rates, 1.0), decay), []).append(p)
         if not self.names:
             raise MoshiError(f"stage {stage.name}: nothing is left to train")
-        self.optimizer = torch.optim.AdamW(
-            [{"params": g, "rate": k[0], "weight_decay": k[1]} for k, g in groups.items()],
-            lr=stage.lr, betas=stage.betas, eps=1e-8, fused=True,
-        )  # fmt: skip
+        self.optimizers: list[torch.optim.Optimizer] = []
+        if groups:
+            plain = [{"params": g, "weight_decay": k[1]} for k, g in groups.items()]
+            for group, (rate, _) in zip(plain, groups, strict=True):
+                group["base"] = stage.lr * rate
+            adam = torch.optim.AdamW(plain, lr=stage.lr, betas=stage.betas, eps=1e-8, fused=True)
+            self.optimizers.append(adam)
+        if matrices:
+            decay = stage.weight_decay * stage.lr / stage.muon  # as much as AdamW would
+            muon = Muon(matrices, stage.muon, weight_decay=decay, rounds=stage.muon_rounds)
+            muon.param_groups[0]["base"] = stage.muon
+            self.optimizers.append(muon)
         if stage.ema:
             self.average = {n: p.detach().clone() for n, p in self.names.items()}
 
@@ -97,19 +110,20 @@ class Run:
         timed = self.elapsed_s / 60 / self.stage.minutes if self.stage.minutes else 0.0
         return min(max(self.step / max(self.stage.steps, 1), timed), 1.0)
 
-    def lr(self) -> float:
-        """Linear warm-up over steps, then cosine over the budget down to `final_lr`."""
+    def rate(self) -> float:
+        """Part of the full rates: linear warm-up over steps, then cosine over the budget."""
         s = self.stage
         cosine = (1 + math.cos(math.pi * self.progress)) / 2
         warm = min((self.step + 1) / max(s.warmup_steps, 1), 1.0)
-        return s.lr * warm * (s.final_lr + (1 - s.final_lr) * cosine)
+        return warm * (s.final_lr + (1 - s.final_lr) * cosine)
 
     def advance(self) -> dict[str, float]:
         """One step. A step whose loss or gradient is not finite changes no parameter."""
-        lr = self.lr()
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr * group["rate"]
-        self.optimizer.zero_grad(set_to_none=True)
+        rate = self.rate()
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate * group["base"]
+            optimizer.zero_grad(set_to_none=True)
         metrics = self.objective.backward(self.step, self.progress)
         for prefix in self.objective.modules:
             grads = [p for n, p in self.names.items() if n.startswith(prefix + ".")]
@@ -120,7 +134,8 @@ class Run:
         finite = all(math.isfinite(v) for v in metrics.values())
         self.bad = 0 if finite else self.bad + 1
         if finite:
-            self.optimizer.step()
+            for optimizer in self.optimizers:
+                optimizer.step()
             for name, mean in self.average.items():
                 decay = min(self.stage.ema, (self.step + 1) / (self.step + 10))
                 mean.lerp_(self.names[name].detach(), 1 - decay)
@@ -130,7 +145,7 @@ class Run:
                 hint="lower the learning rate, or resume from an earlier checkpoint",
             )
         self.step += 1
-        return {"lr": lr, "skipped": float(not finite), **(metrics if finite else {})}
+        return {"rate": rate, "skipped": float(not finite), **(metrics if finite else {})}
 
     def save(self, folder: Path, keep: int) -> Path:
         """Write folder/step-N whole or not at all; leave the newest `keep`."""
@@ -148,8 +163,9 @@ class Run:
                 save_file(averaged, part / f"{prefix}.ema.safetensors")
         tensors = {f"objective/{k}": v for k, v in self.objective.tensors().items()}
         tensors |= {f"average/{k}": v for k, v in self.average.items()}
+        states = {p: s for optimizer in self.optimizers for p, s in optimizer.state.items()}
         for name, p in self.names.items():
-            for key, value in self.optimizer.state.get(p, {}).items():
+            for key, value in states.get(p, {}).items():
                 tensors[f"optimizer/{name}/{key}"] = value.contiguous()
         clock = {
             "stage": self.stage.name, "seed": self.stage.seed,
@@ -172,6 +188,8 @@ class Run:
             raise MoshiError(f"{path} belongs to stage {clock['stage']}, not {self.stage.name}")
         self.step, self.elapsed_s = clock["step"], clock["elapsed_s"]
         extra: dict[str, Tensor] = {}
+        of = {p: o for o in self.optimizers for group in o.param_groups for p in group["params"]}
+        homes = {name: of[p] for name, p in self.names.items()}
         for key, value in read_tensors(path / "resume.safetensors").items():
             kind, name = key.split("/", 1)
             if kind == "objective":
@@ -180,9 +198,9 @@ class Run:
                 self.average[name].copy_(value)
             elif kind == "optimizer":
                 name, entry = name.rsplit("/", 1)
-                if name in self.names:
-                    p = self.names[name]
-                    self.optimizer.state[p][entry] = value.to(p.device)
+                if name in homes:
+                    p, optimizer = self.names[name], homes[name]
+                    optimizer.state[p][entry] = value.to(p.device)
         self.objective.restored(extra)
 
 

@@ -1,0 +1,174 @@
+"""Samples for the language model: grids of tokens [K, T] for each task, put together from takes.
+
+All three tasks fill the same streams; who is given, who is sampled and the lag make the difference:
+    asr     takes of anyone as the voice, their words as text
+    tts     takes of the model's own voice, their words as text
+    chat    a question as the partner, then its answer as text and own voice
+A grid is undelayed; `DelayPattern.shift` does the rest.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from moshi_cli.core.config import LmConfig
+from moshi_cli.core.errors import InputError
+from moshi_cli.core.losses import join_shifted, learnable
+from moshi_cli.core.streams import ZERO, DelayPattern, Shifted, Task
+from moshi_cli.core.text import PAD, Text, align
+from moshi_cli.tasks.asr import ASR
+from moshi_cli.tasks.cache import FRAME_HZ, SILENCE, Cache, Take, draw
+from moshi_cli.tasks.chat import CHAT
+from moshi_cli.tasks.tts import TTS
+
+
+@dataclass(frozen=True)
+class Casting:
+    """Which kinds of takes (by prefix) play which part, and the timing of a conversation."""
+
+    own: tuple[str, ...] = ("moshi",)  # the model's own voice
+    asks: str = "question"
+    answers: str = "moshi-answer"
+    gap_s: tuple[float, float] = (0.25, 0.7)  # from the end of the question to the answer
+    rest_s: tuple[float, float] = (0.3, 2.5)  # from the end of the answer to the next question
+    chatter: float = 0.1  # probability that the partner says something that is no question
+
+
+@dataclass(frozen=True)
+class LmBatch:
+    """What a step of the language model learns from."""
+
+    shifted: Shifted  # the mask holds what is to be predicted
+    lags: list[str]  # per row, the value of the condition `lag`
+    names: list[str]  # per row, the task
+
+
+class Samples:
+    """Draws grids of T frames from a cache. What is drawn depends on the generator alone."""
+
+    def __init__(
+        self,
+        cache: Cache,
+        text: Text,
+        lm: LmConfig,
+        lag_s: Mapping[str, float],
+        casting: Casting | None = None,
+    ):
+        self.cache, self.text, self.lm = cache, text, lm
+        self.casting = c = casting or Casting()
+        self.tasks: dict[str, Task] = {
+            task.name: replace(task, lag_s=lag_s[task.name])
+            for task in (ASR, TTS, CHAT)
+            if task.name in lag_s
+        }
+        self.patterns = {name: DelayPattern.of(task, lm) for name, task in self.tasks.items()}
+        takes = cache.takes
+        self.silence = next((t for t in takes if t.kind == SILENCE), None)
+        self.spoken = [t for t in takes if t.words]
+        self.own = [t for t in self.spoken if t.kind.startswith(c.own)]
+        self.other = [t for t in self.spoken if not t.kind.startswith((*c.own, c.asks))]
+        self.questions = [t for t in self.spoken if t.kind.startswith(c.asks) and t.qa is not None]
+        self.answers: dict[int, list[Take]] = defaultdict(list)
+        for t in self.spoken:
+            if t.kind.startswith(c.answers) and t.qa is not None:
+                self.answers[t.qa].append(t)
+        self.questions = [t for t in self.questions if t.qa in self.answers]
+
+    @staticmethod
+    def pick(takes: Sequence[Take], generator: torch.Generator) -> Take:
+        """One of them."""
+        if not takes:
+            raise InputError("the cache has no takes for one of the tasks")
+        return takes[int(torch.randint(len(takes), (), generator=generator))]
+
+    def quiet(self, frames: int) -> Tensor:
+        """Codes of silence, long[Q, frames]; ZERO if the cache has none."""
+        width = self.cache.codes.shape[1]
+        if self.silence is None:
+            return torch.full((width, frames), ZERO)
+        codes = self.cache.read(self.silence)
+        return codes.repeat(1, -(-frames // codes.shape[1]))[:, :frames]
+
+    def row(self, words: Sequence[tuple[str, float, float]], frames: int) -> Tensor:
+        """Text row long[T]: every word with a boundary of its own."""
+        return align(words, frames, self.text, crowding="space")
+
+    def monologue(self, takes: Sequence[Take], frames: int, generator: torch.Generator) -> Tensor:
+        """Takes one after the other, cut to T frames. -> grid [K, T], partner absent"""
+        codes, words, at = [], [], 0
+        while at < frames:
+            take = self.pick(takes, generator)
+            codes.append(self.cache.read(take))
+            words += [(w, s + at / FRAME_HZ, e + at / FRAME_HZ) for w, s, e in take.words]
+            at += take.frames
+        grid = torch.full((self.lm.streams, frames), ZERO)
+        grid[0] = self.row(words, frames)
+        grid[1 : 1 + self.lm.voice_q] = torch.cat(codes, 1)[: self.lm.voice_q, :frames]
+        return grid
+
+    def dialogue(self, frames: int, generator: torch.Generator) -> Tensor:
+        """Questions and answers in turns, cut to T frames. -> grid [K, T]"""
+        c, Q = self.casting, self.lm.voice_q
+        own, partner = self.quiet(frames), self.quiet(frames)
+        words: list[tuple[str, float, float]] = []
+        at, spoken = 0, 0  # frames of the partner, of the model, that are settled
+        while at < frames:
+            chatter = float(torch.rand((), generator=generator)) < c.chatter and self.other
+            ask = self.pick(self.other if chatter else self.questions, generator)
+            end = min(at + ask.frames, frames)
+            partner[:, at:end] = self.cache.read(ask)[:, : end - at]
+            over_s = at / FRAME_HZ + ask.words[-1][2]
+            at += ask.frames
+            if chatter or ask.qa is None:
+                continue
+            answer = self.pick(self.answers[ask.qa], generator)
+            start_s = over_s + draw(c.gap_s, generator)  # of its first word
+            first = round((start_s - answer.words[0][1]) * FRAME_HZ)
+            skip = max(spoken - first, 0)  # silence in front that there is no room for
+            first += skip
+            end = min(first + answer.frames - skip, frames)
+            if end > first:
+                own[:, first:end] = self.cache.read(answer)[:, skip : skip + end - first]
+            shift_s = (first - skip) / FRAME_HZ
+            words += [(w, s + shift_s, e + shift_s) for w, s, e in answer.words]
+            spoken = first + answer.frames - skip
+            done_s = answer.words[-1][2] + shift_s + draw(c.rest_s, generator)
+            at = max(at, round(done_s * FRAME_HZ))
+        grid = torch.full((self.lm.streams, frames), ZERO)
+        grid[0] = self.row(words, frames)
+        grid[1 : 1 + Q] = own[:Q]
+        grid[1 + Q :] = partner[: self.lm.partner_q]
+        return grid
+
+    def grid(self, task: str, frames: int, generator: torch.Generator) -> Tensor:
+        """One sample of a task. -> long[K, T]"""
+        if task == "chat":
+            return self.dialogue(frames, generator)
+        return self.monologue(self.own if task == "tts" else self.spoken, frames, generator)
+
+    def batch(
+        self, shares: Mapping[str, float], frames: int, batch: int, generator: torch.Generator
+    ) -> LmBatch:
+        """`batch` samples of T frames, their tasks drawn by share."""
+        names = [name for name in shares if name in self.tasks and shares[name] > 0]
+        odds = torch.tensor([shares[name] for name in names])
+        picked = torch.multinomial(odds, batch, replacement=True, generator=generator)
+        drawn = [names[i] for i in picked.tolist()]
+        parts = []
+        for name in drawn:
+            pattern = self.patterns[name]
+            grid = self.grid(name, frames, generator)[None]
+            parts.append(learnable(pattern.shift(grid, frames), pattern))
+        lags = [str(self.tasks[name].lag_frames) for name in drawn]
+        return LmBatch(join_shifted(parts), lags, drawn)
+
+
+def blank_share(batch: LmBatch) -> float:
+    """Part of the text targets that are PAD."""
+    text = batch.shifted.targets[:, 0][batch.shifted.mask[:, 0]]
+    return float((text == PAD).float().mean())
