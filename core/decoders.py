@@ -7,9 +7,12 @@ spooled to disk first, because libsndfile must seek.
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
 
@@ -34,6 +37,10 @@ class Decoder(Protocol):
     def skip(self, samples: int) -> int: ...  # how many were skipped: all, or none
     def blocks(self) -> Iterator[NDArray[np.float32]]: ...
     def close(self) -> None: ...
+
+
+EXACT = ("FLAC", "AIFF", "WAV", "WAVEX")  # forms that seek to the sample and know their length
+PIECE = 4096  # samples that libsndfile decodes at a time; lost together if one is broken
 
 
 class PcmDecoder:
@@ -91,48 +98,71 @@ class FileDecoder:
 
     live = False
 
-    def __init__(self, name: str, file: Path | BinaryIO) -> None:
+    def __init__(self, name: str, file: Path | BinaryIO, chatty: bool = False) -> None:
         import soundfile
 
         self.name, self._error = name, soundfile.LibsndfileError
-        self._sound = soundfile.SoundFile(file if not isinstance(file, Path) else str(file))
+        self._hush = hushed if chatty else nullcontext
+        with self._hush():
+            self._sound = soundfile.SoundFile(file if not isinstance(file, Path) else str(file))
+        # soundfile seeks after every read where it can, and MP3s do not come back to the same place
+        self._sound.seekable = lambda: False
         self._file = None if isinstance(file, Path) else file
         self.channels, self.sample_rate = self._sound.channels, self._sound.samplerate
         count = self._sound.frames
         self.samples: int | None = count if 0 <= count < 1 << 48 else None
         self.warnings: list[str] = []
+        self._done = 0
 
     def skip(self, samples: int) -> int:
-        if not samples or self.samples is None or samples > self.samples:
+        exact = self._sound.format in EXACT
+        if not exact or not samples or self.samples is None or samples > self.samples:
             return 0
         self._sound.seek(samples)
+        self._done = samples
         return samples
 
     def blocks(self) -> Iterator[NDArray[np.float32]]:
-        done, reason = self._sound.tell() if self._sound.seekable() else 0, ""
-        piece = max(1, self.sample_rate // 2)
+        done, broken = self._done, False
         while True:
             try:
-                block = self._sound.read(piece, dtype="float32", always_2d=True)
+                with self._hush():
+                    block = self._sound.read(PIECE, dtype="float32", always_2d=True)
             except self._error as error:
                 if not done:
                     raise InputError(f"{self.name}: cannot decode audio ({plain(error)})") from None
-                reason = f" ({plain(error)})"
+                broken = True
                 break
             if not len(block):
                 break
             done += len(block)
             yield block
-        exact = self._sound.format in ("FLAC", "OGG", "AIFF", "WAV", "WAVEX")
-        if reason or (exact and self.samples is not None and done < self.samples):
-            self.warnings.append(
-                f"truncated: only {done / self.sample_rate:.2f} s are there{reason}"
-            )
+        exact = self._sound.format in EXACT
+        if broken or (exact and self.samples is not None and done < self.samples):
+            self.warnings.append(f"truncated: only {done / self.sample_rate:.2f} s are there")
 
     def close(self) -> None:
         self._sound.close()
         if self._file:
             self._file.close()
+
+
+@contextmanager
+def hushed() -> Iterator[None]:
+    """Nothing reaches stderr meanwhile: the MP3 library within libsndfile writes notes there."""
+    sys.stderr.flush()
+    try:
+        saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    except OSError:  # no stderr at all
+        yield
+        return
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(nowhere)
 
 
 def ffmpeg_decoder(name: str, file: Path | BinaryIO) -> PcmDecoder | None:
@@ -232,11 +262,13 @@ def _by_libraries(data: ByteSource, container: str | None) -> Decoder:
     reason = container or "unknown format"
     if container not in ("MP4", "WebM"):
         try:
-            return FileDecoder(data.name, file)
+            return FileDecoder(data.name, file, chatty=container == "MP3")
         except ImportError:
             reason = "the package soundfile is missing"
         except RuntimeError as error:  # LibsndfileError
             reason = plain(error)
+            if reason.startswith("File does not exist"):  # what it says of a broken MP3
+                reason = f"broken {container or 'file'}"
     if shutil.which("ffmpeg"):
         if not isinstance(file, Path):
             file.seek(0)

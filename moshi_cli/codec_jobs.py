@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import stat
+import os
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moshi_cli.batch import Guard, Result, Run
@@ -31,8 +30,8 @@ def frames_per_step(items: list[Item]) -> int:
     """One, where somebody may be waiting for the next 80 ms."""
 
     def live(item: Item) -> bool:
-        path = Path(str(item.source))
-        return item.source == STDIN or (path.exists() and not stat.S_ISREG(path.stat().st_mode))
+        path = str(item.source)
+        return path == STDIN or (os.path.exists(path) and not os.path.isfile(path))
 
     return 1 if any(live(item) for item in items) else FRAMES
 

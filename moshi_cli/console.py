@@ -22,13 +22,33 @@ COLOURS = {"error": "31;1", "warning": "33"}
 PROGRESS_EVERY_S = 1.0  # between two JSON progress lines
 
 
+def as_json(record: Mapping[str, Any]) -> str:
+    """One line of JSON; letters as they are, unless a file name is not even Unicode."""
+    text = json.dumps(record, ensure_ascii=False)
+    return text if text.isascii() or _is_unicode(text) else json.dumps(record)
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def one_line(text: str) -> str:
+    """Without line breaks and other control characters, which a file name may have."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def say(
     prefix: str, level: str, message: str, hint: str | None = None, json_lines: bool = False
 ) -> None:
     """One line on stderr, and a second one for the hint."""
+    message = one_line(message)
     if json_lines:
         record = {"type": "log", "level": level, "command": prefix, "message": message}
-        text = json.dumps(record | ({"hint": hint} if hint else {}), ensure_ascii=False)
+        text = as_json(record | ({"hint": hint} if hint else {}))
     elif level in COLOURS:
         text = f"{prefix}: {paint(level + ':', COLOURS[level])} {message}"
         text += f"\n{prefix}: hint: {hint}" if hint else ""
@@ -81,7 +101,7 @@ class Console:
 
     def record(self, record: Mapping[str, Any]) -> None:
         """A result as one JSON line."""
-        self.line(json.dumps(record, ensure_ascii=False))
+        self.line(as_json(record))
 
     def refuse_terminal(self, to_stdout: bool, hint: str = "use -o FILE") -> None:
         """UsageError if sound or codes would be poured onto a terminal."""
@@ -197,7 +217,7 @@ class Progress:
                 "total_s": self.total_s and round(self.total_s, 2), "rtf": round(self.rtf, 4),
                 "eta_s": left and round(left, 1),
             }  # fmt: skip
-            print(json.dumps(record, ensure_ascii=False), file=sys.stderr, flush=True)
+            print(as_json(record), file=sys.stderr, flush=True)
 
     def hide(self) -> None:
         """Clear the bar's line, so that something else can be written there."""

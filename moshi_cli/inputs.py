@@ -80,10 +80,9 @@ def _expand(
 ) -> list[Item]:
     if token == STDIN:
         return [Item(STDIN, STDIN, "stdin")]
-    path = Path(token)
-    if path.is_dir():
-        return _folder(path, recursive, include, accept)
-    if path.exists():
+    if os.path.isdir(token):  # unlike Path.is_dir, this takes any string
+        return _folder(Path(token), recursive, include, accept)
+    if os.path.exists(token):
         return [_file(token)]
     if token in ("True", "False"):
         raise UsageError(
@@ -160,7 +159,7 @@ def read_manifest(name: str) -> list[Item]:
             raise UsageError(f"{where}: has neither {', '.join(PATH_KEYS)} nor text")
         if source is not None:
             source = str(source)
-            if (beside / source).exists() or not Path(source).exists():
+            if os.path.exists(beside / source) or not os.path.exists(source):
                 source = str(beside / source)
         items.append(_record_item(record, source, number))
     return items

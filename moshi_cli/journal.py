@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from moshi_cli.console import as_json
 from moshi_cli.core.errors import MoshiError
 from moshi_cli.inputs import STDIN, Item
 
@@ -101,7 +102,7 @@ class Journal:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+                file.write(as_json(record) + "\n")
         except OSError as failure:
             raise MoshiError(f"{self.path}: cannot write ({failure.strerror})") from None
 

@@ -125,6 +125,14 @@ def test_channel_that_is_not_there(tmp_path: Path) -> None:
         audio.read(path, channel="both")
 
 
+@pytest.mark.parametrize("suffix", ["ogg", "mp3"])
+def test_start_of_lossy_files(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    soundfile.write(path, tone(24000, 2.0), 24000)
+    whole = audio.read(path)
+    assert torch.equal(audio.read(path, start_s=0.5, duration_s=0.3), whole[:, 12000:19200])
+
+
 @pytest.mark.parametrize("suffix", ["wav", "flac"])
 def test_start_and_duration(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a.{suffix}"
