@@ -4,7 +4,7 @@ Every FOLDER has a manifest.jsonl. Writes OUT/pcm.i16 (24 kHz mono; every clip i
 zeros to whole frames of 1920 samples) and OUT/index.jsonl, a row per clip: id, kind, voice, text,
 words [[word, start_s, end_s]], qa, offset_samples, samples (without the padding).
 features.py adds feat.f16. Clips of a folder named *-noisy get kinds noisy-*: good for recognition,
-not for learning to sound.
+not for learning to sound. --without makes a pack of what came since earlier packs.
 """
 
 from __future__ import annotations
@@ -59,12 +59,15 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("folders", type=Path, nargs="+")
     parser.add_argument("--skip-voice", nargs="+", default=[])
+    parser.add_argument("--without", type=Path, nargs="+", default=[], metavar="PACK",
+                        help="leave out the clips of earlier packs")  # fmt: skip
     args = parser.parse_args()
+    packed = {json.loads(x)["id"] for pack in args.without for x in (pack / "index.jsonl").open()}
     args.out.mkdir(parents=True, exist_ok=True)
     offset, minutes = 0, {}
     with (args.out / "pcm.i16").open("wb") as pcm, (args.out / "index.jsonl").open("w") as index:
         for folder in args.folders:
-            rows = list(read_rows(folder, set(args.skip_voice)))
+            rows = [r for r in read_rows(folder, set(args.skip_voice)) if r["id"] not in packed]
             for row, clip in read_clips(sorted(rows, key=lambda row: (row["path"], row["start"]))):
                 padded = np.zeros(-(-len(clip) // FRAME) * FRAME, np.int16)
                 padded[: len(clip)] = np.round(clip * 32767)
