@@ -159,6 +159,7 @@ class ResidualVq(nn.Module):
                     total = total + near * used
                     loss = loss + ((z - total).square() * used).mean()  # pulls z towards its sum
                     r = r - near
+                loss = loss / (z.detach().var() + EPS)  # whatever the latent's scale
                 straight = z + ((total - z) * quantize[:, None, None]).detach()
             else:
                 codes = [torch.zeros(z.shape[:2], dtype=torch.long)] * len(self.layers)
