@@ -220,6 +220,11 @@ class AudioStream:
         self.samples += len(joined)
         return torch.from_numpy(joined.T.copy())
 
+    def stop(self) -> None:
+        """Read no more; what was read already is still given out."""
+        self._ended, self._blocks = True, iter(())
+        self._decoder.close()
+
     def close(self) -> None:
         """Release the file or the decoder process; iterating is over."""
         self._ended = True

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, NoReturn, TypeVar
+from typing import Any, Generic, TypeVar
 
 from moshi_cli.console import Console, Progress
 from moshi_cli.core.errors import InputError, MoshiError, UsageError
@@ -53,18 +53,17 @@ class Guard(Generic[T]):
         return self
 
     def __next__(self) -> T:
-        if self.run.stopped:
-            self._cut()
-        self.run.waiting = self.live  # Ctrl-C must break a wait for a pipe
         try:
-            return next(self._source)
+            self.run.waiting = self.live  # from here on Ctrl-C is raised: it must end a wait
+            return self._last() if self.run.stopped else next(self._source)
         except KeyboardInterrupt:
             self.run.stopped = True
-            self._cut()
+            return self._last()
         finally:
             self.run.waiting = False
 
-    def _cut(self) -> NoReturn:
+    def _last(self) -> T:
+        """After Ctrl-C: nothing more, and the item counts as interrupted."""
         if self.item is not None:
             self.run.cut.add(self.item.id)
         raise StopIteration
@@ -82,6 +81,12 @@ class Feed(Guard[Any]):
         frame = super().__next__()
         self.run.advance((self.samples - before) / 24_000)
         return frame
+
+    def _last(self) -> Any:
+        """What was heard already is still used, up to the last sample."""
+        self.run.cut.add(str(self.item and self.item.id))
+        self.stream.stop()
+        return next(self.stream)
 
     @property
     def samples(self) -> int:
