@@ -206,7 +206,9 @@ def timed_words(
     return words + stream.flush()
 
 
-def train_tokenizer(texts: Iterable[str], size: int, path: str | Path | None = None) -> Text:
+def train_tokenizer(
+    texts: Iterable[str], size: int, path: str | Path | None = None, *, fold_case: bool = False
+) -> Text:
     """Train a unigram tokenizer of at most `size` pieces and write it to `path`, if given.
 
     Digits are pieces of their own and what has no piece is spelled in bytes (256 of the pieces), so
@@ -223,7 +225,7 @@ def train_tokenizer(texts: Iterable[str], size: int, path: str | Path | None = N
             character_coverage=1.0,
             byte_fallback=True,
             split_digits=True,
-            normalization_rule_name="identity",
+            normalization_rule_name="nmt_nfkc_cf" if fold_case else "identity",
             unk_id=EPAD,
             bos_id=BOS,
             eos_id=EOS,

@@ -34,6 +34,7 @@ class Variant:
     lead_s: tuple[float, float] = (0.0, 0.5)  # silence before
     tail_s: tuple[float, float] = (0.8, 0.8)  # silence after
     gain_db: tuple[float, float] = (0.0, 0.0)
+    speed: tuple[float, float] = (1.0, 1.0)  # pitch and formants move along: another speaker
     noise: float = 0.0  # probability of noise, lead and tail included
     snr_db: tuple[float, float] = (10.0, 35.0)  # against the clip's mean power
 
@@ -58,13 +59,23 @@ def draw(low_high: tuple[float, float], generator: torch.Generator) -> float:
     return low + (high - low) * float(torch.rand((), generator=generator))
 
 
+def stretched(wav: Tensor, speed: float) -> Tensor:
+    """The same sound played faster or slower. float32 [S] -> [S / speed]"""
+    size = round(len(wav) / speed)
+    if size == len(wav) or not len(wav):
+        return wav
+    return torch.fft.irfft(torch.fft.rfft(wav), size) * (size / len(wav))
+
+
 def compose(
     wav: Tensor, row: Row, variant: Variant, generator: torch.Generator, rate: int
 ) -> tuple[Tensor, tuple[tuple[str, float, float], ...]]:
     """A clip float32 [S] and its row -> the take's sound [S'] and its words, in place."""
     lead, tail = (round(draw(r, generator) * rate) for r in (variant.lead_s, variant.tail_s))
+    length, wav = len(wav), stretched(wav, draw(variant.speed, generator))
+    pace = len(wav) / max(length, 1)
     wav = wav * 10 ** (draw(variant.gain_db, generator) / 20)
-    power = float(wav.square().mean()) + 1e-10
+    power = float(wav.square().sum()) / max(len(wav), 1) + 1e-10
     sound = F.pad(wav, (lead, tail))
     if float(torch.rand((), generator=generator)) < variant.noise:
         spectrum = torch.fft.rfft(torch.randn(len(sound), generator=generator))
@@ -74,7 +85,7 @@ def compose(
         level = power * 10 ** (-draw(variant.snr_db, generator) / 10)
         sound = sound + noise * (level / float(noise.square().mean())) ** 0.5
     sound = sound * (0.99 / max(0.99, float(sound.abs().max())))
-    words = tuple((w, s + lead / rate, e + lead / rate) for w, s, e in row.words)
+    words = tuple((w, s * pace + lead / rate, e * pace + lead / rate) for w, s, e in row.words)
     return sound, words
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -37,6 +37,11 @@ class Casting:
     gap_s: tuple[float, float] = (0.25, 0.7)  # from the end of the question to the answer
     rest_s: tuple[float, float] = (0.3, 2.5)  # from the end of the answer to the next question
     chatter: float = 0.1  # probability that the partner says something that is no question
+    odds: dict[str, float] = field(default_factory=dict)  # kind (prefix) -> weight of a take
+
+    def weight(self, kind: str) -> float:
+        """How often a take of a kind is drawn, relative to others; 1 unless `odds` says else."""
+        return next((w for prefix, w in self.odds.items() if kind.startswith(prefix)), 1.0)
 
 
 @dataclass(frozen=True)
@@ -78,13 +83,18 @@ class Samples:
             if t.kind.startswith(c.answers) and t.qa is not None:
                 self.answers[t.qa].append(t)
         self.questions = [t for t in self.questions if t.qa in self.answers]
+        self.sums: dict[int, Tensor] = {}  # list of takes -> cumulative odds
 
-    @staticmethod
-    def pick(takes: Sequence[Take], generator: torch.Generator) -> Take:
-        """One of them."""
+    def pick(self, takes: list[Take], generator: torch.Generator) -> Take:
+        """One of them, by the odds of its kind."""
         if not takes:
             raise InputError("the cache has no takes for one of the tasks")
-        return takes[int(torch.randint(len(takes), (), generator=generator))]
+        if id(takes) not in self.sums:
+            weights = [self.casting.weight(take.kind) for take in takes]
+            self.sums[id(takes)] = torch.tensor(weights, dtype=torch.float64).cumsum(0)
+        sums = self.sums[id(takes)]
+        at = torch.rand((), dtype=torch.float64, generator=generator) * sums[-1]
+        return takes[min(int(torch.searchsorted(sums, at, right=True)), len(takes) - 1)]
 
     def quiet(self, frames: int) -> Tensor:
         """Codes of silence, long[Q, frames]; ZERO if the cache has none."""
@@ -98,7 +108,7 @@ class Samples:
         """Text row long[T]: every word with a boundary of its own."""
         return align(words, frames, self.text, crowding="space")
 
-    def monologue(self, takes: Sequence[Take], frames: int, generator: torch.Generator) -> Tensor:
+    def monologue(self, takes: list[Take], frames: int, generator: torch.Generator) -> Tensor:
         """Takes one after the other, cut to T frames. -> grid [K, T], partner absent"""
         codes, words, at = [], [], 0
         while at < frames:

@@ -38,7 +38,9 @@ class Stage:
     betas: tuple[float, float] = (0.8, 0.99)
     muon: float = 0.0  # rate of Muon, which then takes the matrices; 0: AdamW for all
     muon_rounds: int = 5
-    muon_not: tuple[str, ...] = ("*emb*", "*heads*", "*text_linear*", "projection.*", "critics.*")
+    muon_not: tuple[str, ...] = (
+        "*emb*", "*heads*", "*text_linear*", "*conditioning*", "projection.*", "critics.*",
+    )  # fmt: skip
     weight_decay: float = 0.0  # on matrices only
     warmup_steps: int = 200
     final_lr: float = 0.02  # part of lr left at the end of the cosine
@@ -84,11 +86,16 @@ class CodecStage(Stage):
 
 @dataclass(frozen=True, kw_only=True)
 class LmStage(Stage):
-    """The language model on cached codes: per-stream weights, one lag per task (paper §3.4)."""
+    """The language model on cached codes: per-stream weights, one lag per task (paper §3.4).
+
+    Losses: text, pad (a PAD or EPAD within it), audio, semantic and acoustic (a code within it).
+    """
 
     losses: dict[str, float] = field(
-        default_factory=lambda: {"text": 1.0, "semantic": 100.0, "acoustic": 1.0, "pad": 0.5}
-    )
+        default_factory=lambda: {
+            "text": 1.0, "pad": 0.5, "audio": 1.0, "semantic": 100.0, "acoustic": 1.0,
+        }
+    )  # fmt: skip
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.1
     tasks: dict[str, float] = field(

@@ -266,8 +266,11 @@ def train(
     if found:
         run.load(found[-1])
     folder.mkdir(parents=True, exist_ok=True)
-    for module in objective.modules.values():
+    for prefix, module in objective.modules.items():
         module.train()
+        for name, part in module.named_modules():
+            if any(fnmatchcase(f"{prefix}.{name}", pattern) for pattern in stage.freeze):
+                part.eval()  # codebooks, which learn without gradients, stay too
     first, base_s, start = run.step, run.elapsed_s, time.monotonic()
     logged, saved = (run.step, start), start
     window: list[dict[str, float]] = []
