@@ -35,23 +35,23 @@ LONGEST_PAUSE_S = 60.0
 
 
 def cardinal(number: int) -> list[str]:
-    """42 -> ["forty", "two"]; below 10 ** 12."""
+    """142 -> ["one", "hundred", "forty-two"]; below 10 ** 12."""
     if number < 20:
         return [UNITS[number]]
     if number < 100:
         rest = number % 10
-        return [TENS[number // 10 - 2], *([UNITS[rest]] if rest else [])]
+        return [TENS[number // 10 - 2] + (f"-{UNITS[rest]}" if rest else "")]
     size, name = next((size, name) for size, name in GROUPS if number >= size)
     rest = number % size
     return [*cardinal(number // size), name, *(cardinal(rest) if rest else [])]
 
 
 def ordinal(number: int) -> list[str]:
-    """42 -> ["forty", "second"]."""
+    """42 -> ["forty-second"]."""
     *head, last = cardinal(number)
-    if last in ORDINALS:
-        return [*head, ORDINALS[last]]
-    return [*head, f"{last[:-1]}ieth" if last.endswith("y") else f"{last}th"]
+    tens, hyphen, unit = last.rpartition("-")
+    unit = ORDINALS.get(unit) or (f"{unit[:-1]}ieth" if unit.endswith("y") else f"{unit}th")
+    return [*head, tens + hyphen + unit]
 
 
 def digits(text: str) -> list[str]:
@@ -95,7 +95,7 @@ def _spell_clock(match: re.Match[str]) -> str:
 
 
 def spoken(token: str) -> list[str]:
-    """The words of a piece of text without white space: "42%" -> ["forty", "two", "percent"]."""
+    """The words of a piece of text without white space: "42%" -> ["forty-two", "percent"]."""
     if not any(c.isdigit() or c in SYMBOLS for c in token):
         return [token]
     text = _CLOCK.sub(_spell_clock, token)
@@ -122,11 +122,14 @@ def _joined(words: list[str]) -> list[str]:
     return out
 
 
-def plain(word: str) -> list[str]:
-    """Lower case, letters and apostrophes only; "Twenty-one," -> ["twenty", "one"]."""
-    word = word.lower().replace("’", "'")
-    parts = re.sub(r"[^\w']+|_", " ", word).split()
-    return [part for part in (p.strip("'") for p in parts) if part]
+def plain(word: str, *, hyphens: bool = False) -> list[str]:
+    """Lower case, letters and apostrophes only: "Twenty-one," -> ["twenty", "one"].
+
+    hyphens: those inside words are kept: ["twenty-one"].
+    """
+    word = word.lower().replace("’", "'").replace("_", " ")
+    parts = re.sub(r"[^\w'-]+" if hyphens else r"[^\w']+", " ", word).split()
+    return [part for part in (p.strip("'-") for p in parts) if part]
 
 
 # Scripts ------------------------------------------------------------------------------------------
@@ -165,13 +168,14 @@ class Reader:
     """Text as it arrives -> words and rests; a word is ready when white space follows it.
 
     dialogue: lines that begin with `A:` … `E:` change the speaker. sentence_silence_s: rest after
-    a word that ends in . ? or !, and at blank lines. `form` is "written" (as typed) or "plain".
+    a word that ends in . ? or !, and at blank lines. form: "written" (as typed), "plain" (lower
+    case, no punctuation) or "split" (plain, and hyphenated words are several).
     """
 
     def __init__(
         self, *, form: str = "written", dialogue: bool = False, sentence_silence_s: float = 0.0
     ) -> None:
-        assert form in ("written", "plain"), form
+        assert form in ("written", "plain", "split"), form
         self.form, self.dialogue, self.sentence_silence_s = form, dialogue, sentence_silence_s
         self.held = "\n"  # a text begins like a line
         self.speaker = 0
@@ -213,7 +217,8 @@ class Reader:
 
     def _words(self, token: str) -> Iterator[Item]:
         for word in spoken(token):
-            for part in plain(word) if self.form == "plain" else [word]:
+            hyphens = self.form == "plain"
+            for part in [word] if self.form == "written" else plain(word, hyphens=hyphens):
                 self.spoke = True
                 yield Say(part, self.speaker)
         if token.rstrip("\"')]”’").endswith((".", "?", "!")):

@@ -60,8 +60,9 @@ def root() -> Path:
 def tiny_mimi(seed: None) -> Mimi:
     """A codec with random weights; its codebooks saw noise, so most codes are in use."""
     mimi = Mimi(TINY_MIMI).eval().requires_grad_(False)
-    noise = torch.rand(4, 1, 16 * mimi.frame_samples) * 2 - 1
-    mimi.autoencode(noise, decay=0.0, generator=torch.Generator().manual_seed(0))
+    noise = torch.rand(4, 1, 32 * mimi.frame_samples) * 2 - 1
+    latents = mimi.encode_latent(noise).transpose(1, 2).flatten(0, 1)  # [N, D]
+    mimi.quantizer.fit(latents, generator=torch.Generator().manual_seed(0))
     return mimi
 
 
