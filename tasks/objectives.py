@@ -119,7 +119,10 @@ class CodecObjective:
             distilled = distillation_loss(student, (batch.features - mean) / scale * present)
             inner = inner + stage.losses["distillation"] * distilled
             metrics["distillation"] = distilled.item()
-        torch.autograd.backward([made, inner], [grad, None])
+        if inner.requires_grad:
+            torch.autograd.backward([made, inner], [grad, None])
+        else:  # the codes are fixed
+            made.backward(grad)
         return metrics
 
     def reconstruct(

@@ -166,7 +166,7 @@ class Samples:
     ) -> LmBatch:
         """`batch` samples of T frames, their tasks drawn by share."""
         names = [name for name in shares if name in self.tasks and shares[name] > 0]
-        odds = torch.tensor([shares[name] for name in names])
+        odds = torch.tensor([float(shares[name]) for name in names])
         picked = torch.multinomial(odds, batch, replacement=True, generator=generator)
         drawn = [names[i] for i in picked.tolist()]
         parts = []

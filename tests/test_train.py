@@ -1,0 +1,336 @@
+"""The training loop on tiny models: it learns, resumes to the same numbers, stops and guards."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY_LM, TINY_MIMI
+from torch import Tensor, nn
+
+from moshi_cli.core.discriminators import DiscriminatorConfig
+from moshi_cli.core.errors import InputError, MoshiError
+from moshi_cli.core.lm import MoshiLm
+from moshi_cli.core.mimi import Mimi
+from moshi_cli.core.streams import ZERO
+from moshi_cli.core.text import PAD, Text
+from moshi_cli.tasks.cache import Cache, Variant, write_cache
+from moshi_cli.tasks.data import Pack, Windows
+from moshi_cli.tasks.objectives import CodecObjective, LmObjective
+from moshi_cli.tasks.optimizers import orthogonalized
+from moshi_cli.tasks.samples import Samples
+from moshi_cli.tasks.seeding import seed_embeddings
+from moshi_cli.tasks.stages import CodecStage, LmStage, Shape, Source, Stage
+from moshi_cli.tasks.train import Run, checkpoints, read_tensors, train
+
+FRAME = 1920
+CRITICS = DiscriminatorConfig(windows=(256,), filters=2, strides=(4, 2), dilations=(1, 1))
+LAGS = {"asr": 0.24, "tts": -0.16, "chat": 0.0}
+
+
+def clip(kind: str, text: str, frames: int, **more: object) -> dict[str, object]:
+    """A row without its place."""
+    words = [[w, 0.1 + 0.3 * i, 0.3 + 0.3 * i] for i, w in enumerate(text.split())]
+    return {"kind": kind, "text": text, "words": words, "samples": frames * FRAME - 100, **more}
+
+
+@pytest.fixture
+def pack(tmp_path: Path) -> Path:
+    """Ten seconds of tones with words, a teacher of 3 numbers a frame, and a noisy clip."""
+    clips = [
+        clip("question", "say one", 12, qa=0), clip("question", "say two", 12, qa=1),
+        clip("moshi-answer", "one", 8, qa=0), clip("moshi-answer", "two", 9, qa=1),
+        clip("noisy-world", "four", 20), clip("world", "three four two one", 24),
+        clip("moshi-world", "hello sky", 15),
+    ]  # fmt: skip
+    folder, offset = tmp_path / "pack", 0
+    folder.mkdir()
+    with (folder / "index.jsonl").open("w") as index:
+        for i, row in enumerate(clips):
+            index.write(json.dumps({"id": f"c{i}", "offset_samples": offset, **row}) + "\n")
+            samples = row["samples"]
+            assert isinstance(samples, int)
+            offset += -(-samples // FRAME) * FRAME
+    time = np.arange(offset) / 24_000
+    wave = np.sin(time * 1500 + 3 * np.sin(time * 9)) * (0.3 + 0.2 * np.sin(time * 5))
+    (wave * 32767).astype(np.int16).tofile(folder / "pcm.i16")
+    features = np.random.default_rng(0).standard_normal((offset // FRAME, 3))
+    features.astype(np.float16).tofile(folder / "feat.f16")
+    return folder
+
+
+def codec_stage(pack: Path, **more: object) -> CodecStage:
+    """Six steps through all phases of the codec's stage."""
+    stage = CodecStage(
+        name="codec", mix=(Source(str(pack)),), shapes=(Shape(0.32, 4), Shape(0.64, 2)), lr=1e-2,
+        steps=6, warmup_steps=1, quantize_from=0.3, critics_from=0.5, critics_ramp=0.1,
+        fit_frames=64, muon=0.02,
+    )  # fmt: skip
+    return replace(stage, **more)  # type: ignore[arg-type]
+
+
+def codec_objective(stage: CodecStage) -> CodecObjective:
+    """The same weights every time."""
+    torch.manual_seed(0)
+    mimi = Mimi(TINY_MIMI)
+    mimi.init_weights(torch.Generator().manual_seed(0))
+    return CodecObjective(stage, mimi, Windows(stage.mix), CRITICS)
+
+
+def lm_objective(stage: LmStage, cache: Path, text: Text) -> LmObjective:
+    """The same weights every time."""
+    torch.manual_seed(0)
+    samples = Samples(Cache(cache, 4), text, TINY_LM, stage.lag_s)
+    return LmObjective(stage, MoshiLm(TINY_LM), samples)
+
+
+@pytest.fixture
+def cache(pack: Path, tiny_mimi: Mimi, tmp_path: Path) -> Path:
+    """The pack as codes, one take per clip."""
+    source = Pack(pack)
+    jobs = [(source, row, Variant(noise=0.5)) for row in source.rows]
+    assert write_cache(tiny_mimi, jobs, tmp_path / "cache") == len(jobs)
+    return tmp_path / "cache"
+
+
+def lm_stage(cache: Path, **more: object) -> LmStage:
+    """A short stage of all three tasks."""
+    stage = LmStage(
+        name="lm", mix=(Source(str(cache)),), shapes=(Shape(1.6, 6),), lag_s=LAGS, lr=1e-2,
+        steps=6, warmup_steps=1, ema=0.9, hide=0.1, depth_share=0.7,
+    )  # fmt: skip
+    return replace(stage, **more)  # type: ignore[arg-type]
+
+
+def same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
+    """Bitwise."""
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_codec_resumes_to_the_same_numbers(pack: Path, tmp_path: Path) -> None:
+    stage = codec_stage(pack)
+    ends = []
+    for name, parts in (("once", (6,)), ("twice", (3, 3))):
+        for part in parts:
+            objective = codec_objective(stage)
+            summary = train(
+                stage, objective, tmp_path / name, resume=True, stop_after=part, log_every=1
+            )
+        assert summary.progress == 1
+        ends.append(summary.checkpoint)
+    for file in ("mimi", "critics", "projection", "resume"):
+        once, twice = (read_tensors(end / f"{file}.safetensors") for end in ends)
+        assert same(once, twice), file
+    logs = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("once", "twice")]
+    rows = [[json.loads(line) for line in log.splitlines()] for log in logs]
+    assert [r["mel"] for r in rows[0]] == [r["mel"] for r in rows[1]]
+    assert "critics" in rows[0][-1]
+    assert rows[0][-1]["commitment"] > 0
+
+
+def test_lm_resumes_to_the_same_numbers(cache: Path, tiny_text: Text, tmp_path: Path) -> None:
+    stage = lm_stage(cache)
+    ends = []
+    for name, parts in (("once", (6,)), ("twice", (2, 4))):
+        for part in parts:
+            objective = lm_objective(stage, cache, tiny_text)
+            summary = train(stage, objective, tmp_path / name, resume=True, stop_after=part)
+        ends.append(summary.checkpoint)
+    for file in ("lm", "lm.ema", "resume"):
+        once, twice = (read_tensors(end / f"{file}.safetensors") for end in ends)
+        assert same(once, twice), file
+
+
+def test_codec_learns(pack: Path, tmp_path: Path) -> None:
+    stage = codec_stage(pack, steps=25, critics_from=1.0, quantize_from=0.9)
+    train(stage, codec_objective(stage), tmp_path / "run", log_every=5)
+    rows = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["mel"] < 0.8 * rows[0]["mel"]
+
+
+def test_lm_learns_every_task(cache: Path, tiny_text: Text, tmp_path: Path) -> None:
+    stage = lm_stage(cache, steps=30)
+    train(stage, lm_objective(stage, cache, tiny_text), tmp_path / "run", log_every=5)
+    rows = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    for key in ("text", "semantic", "acoustic"):
+        assert rows[-1][key] < 0.95 * rows[0][key], key
+
+
+def test_frozen_parts_stay(pack: Path, tmp_path: Path) -> None:
+    freeze = ("mimi.encoder*", "mimi.downsample*", "mimi.quantizer*")
+    first = codec_stage(pack, critics_from=1.0)
+    done = train(first, codec_objective(first), tmp_path / "codes")
+    before = read_tensors(done.checkpoint / "mimi.safetensors")
+    losses = first.losses | {"distillation": 0.0}
+    stage = codec_stage(pack, critics_from=0.0, freeze=freeze, steps=2, losses=losses)
+    objective = codec_objective(stage)
+    objective.mimi.load_state_dict(before)
+    objective.mimi.quantizer.refresh()
+    after = train(stage, objective, tmp_path / "decoder").checkpoint
+    for key, value in read_tensors(after / "mimi.safetensors").items():
+        fixed = key.startswith(("encoder", "downsample", "quantizer"))
+        if fixed:
+            assert torch.equal(value, before[key]), key
+    assert not same(before, read_tensors(after / "mimi.safetensors"))
+
+
+class Toy:
+    """A parameter that goes to zero; step `bad` has no number."""
+
+    def __init__(self, bad: tuple[int, ...] = (), then: int | None = None):
+        self.modules: dict[str, nn.Module] = {"toy": nn.Linear(2, 2)}
+        self.bad, self.then = bad, then
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {}
+
+    def restored(self, tensors: dict[str, Tensor]) -> None:
+        assert tensors == {}
+
+    def backward(self, step: int, progress: float) -> dict[str, float]:
+        loss = sum(p.square().sum() for p in self.modules["toy"].parameters())
+        assert isinstance(loss, Tensor)
+        loss.backward()
+        if step == self.then:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return {"loss": math.nan if step in self.bad else loss.item()}
+
+
+TOY = Stage(name="toy", mix=(), losses={}, steps=8, warmup_steps=1)
+
+
+def test_a_step_without_numbers_changes_nothing() -> None:
+    run = Run(TOY, Toy(bad=(1,)))
+    run.advance()
+    before = {n: p.detach().clone() for n, p in run.names.items()}
+    assert run.advance()["skipped"] == 1
+    assert same(before, run.names)
+    run.advance()
+    assert not same(before, run.names)
+
+
+def test_many_of_them_end_the_run(tmp_path: Path) -> None:
+    with pytest.raises(MoshiError, match="no finite numbers"):
+        train(replace(TOY, steps=99), Toy(bad=tuple(range(99))), tmp_path)
+
+
+def test_sigterm_saves_and_stops(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    summary = train(TOY, Toy(then=2), tmp_path)
+    assert (summary.step, summary.interrupted) == (3, True)
+    assert summary.checkpoint == checkpoints(tmp_path)[-1]
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert train(TOY, Toy(), tmp_path, resume=True).step == 8
+
+
+def test_last_checkpoints_are_kept_and_others_refused(tmp_path: Path) -> None:
+    for _ in range(4):
+        train(TOY, Toy(), tmp_path, resume=True, stop_after=1, keep=2)
+    assert [p.name for p in checkpoints(tmp_path)] == ["step-00000003", "step-00000004"]
+    with pytest.raises(MoshiError, match="already holds a run"):
+        train(TOY, Toy(), tmp_path)
+    with pytest.raises(MoshiError, match="belongs to stage toy"):
+        train(replace(TOY, name="other"), Toy(), tmp_path, resume=True)
+
+
+def test_the_budget_is_steps_or_minutes_whichever_is_tighter() -> None:
+    run = Run(replace(TOY, minutes=2.0, warmup_steps=0), Toy())
+    run.step, run.elapsed_s = 2, 90.0
+    assert run.progress == 0.75
+    assert math.isclose(run.rate(), 0.02 + 0.98 * (1 + math.cos(0.75 * math.pi)) / 2)
+    run.step = 7
+    assert run.progress == 7 / 8
+
+
+def test_nothing_to_train_is_an_error() -> None:
+    with pytest.raises(MoshiError, match="nothing is left"):
+        Run(replace(TOY, freeze=("toy.*",)), Toy())
+
+
+def test_orthogonalized_has_even_singular_values() -> None:
+    values = torch.linalg.svdvals(orthogonalized(torch.randn(3, 12, 7), 5))
+    assert values.shape == (3, 7)
+    assert values.min() > 0.5
+    assert values.max() < 1.4
+
+
+def test_windows_leave_out_what_the_source_skips(pack: Path) -> None:
+    windows = Windows([Source(str(pack))])
+    assert [n for _, n in windows.runs[0]] == [41, 39]  # before and after the noisy clip
+    g = torch.Generator().manual_seed(3)
+    batch = windows.draw(8, 5, g, (-6.0, 6.0), tries=2)
+    assert batch.wav.shape == (5, 1, 8 * FRAME)
+    assert batch.features is not None
+    assert batch.features.shape == (5, 8, 3)
+    again = windows.draw(8, 5, torch.Generator().manual_seed(3), (-6.0, 6.0), tries=2)
+    assert torch.equal(batch.wav, again.wav)
+    with pytest.raises(InputError, match="no stretch of 60 frames"):
+        windows.draw(60, 1, g)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"), [("{", "not a row"), ('{"id": 1, "kind": "x"}', "not a row")]
+)
+def test_a_broken_pack_names_the_line(pack: Path, line: str, said: str) -> None:
+    with (pack / "index.jsonl").open("a") as index:
+        index.write(line + "\n")
+    with pytest.raises(InputError, match=f"index.jsonl:8: {said}"):
+        Pack(pack)
+
+
+def test_clips_beyond_the_samples_are_refused(pack: Path) -> None:
+    (pack / "pcm.i16").write_bytes((pack / "pcm.i16").read_bytes()[: 50 * FRAME])
+    with pytest.raises(InputError, match="does not lie in"):
+        Pack(pack)
+
+
+def test_a_cache_goes_on_where_it_stopped(pack: Path, tiny_mimi: Mimi, tmp_path: Path) -> None:
+    source, folder = Pack(pack), tmp_path / "parts"
+    jobs = [(source, row, Variant(noise=0.5, gain_db=(-9.0, 3.0))) for row in source.rows]
+    write_cache(tiny_mimi, jobs[:3], folder)
+    (folder / "codes.i16").write_bytes((folder / "codes.i16").read_bytes() + b"torn")
+    write_cache(tiny_mimi, jobs, folder)
+    write_cache(tiny_mimi, jobs, tmp_path / "whole")
+    for name in ("codes.i16", "index.jsonl"):
+        assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_samples_put_words_and_voices_in_their_streams(cache: Path, tiny_text: Text) -> None:
+    samples = Samples(Cache(cache, 4), tiny_text, TINY_LM, LAGS)
+    g = torch.Generator().manual_seed(0)
+    asr, tts, chat = (samples.grid(name, 40, g) for name in ("asr", "tts", "chat"))
+    for grid in (asr, tts, chat):
+        assert grid.shape == (9, 40)
+        assert (grid[0] > PAD).any()
+    assert (asr[5:] == ZERO).all()
+    assert (asr[1:5] >= 0).all()
+    said = {w for t in samples.own for w, _, _ in t.words}
+    assert set(tiny_text.decode(tts[0]).split()) <= said
+    assert (chat[5:] >= 0).sum() > 0
+    batch = samples.batch({"asr": 1, "tts": 1, "chat": 1}, 30, 12, g)
+    assert batch.shifted.inputs.shape == (12, 9, 30)
+    for row, name in enumerate(batch.names):
+        wanted = batch.shifted.mask[row]
+        assert wanted[0].any()
+        assert wanted[1:5].any() == (name != "asr")
+        assert not wanted[5:].any()
+        assert batch.lags[row] == {"asr": "3", "tts": "-2", "chat": "0"}[name]
+
+
+def test_seeded_tables_follow_the_codebooks(tiny_mimi: Mimi, tiny_lm: MoshiLm) -> None:
+    starts, scale = tiny_lm.emb[:, -1].clone(), tiny_lm.emb[2].square().mean().sqrt()
+    seed_embeddings(tiny_lm, tiny_mimi, torch.Generator().manual_seed(0))
+    book = tiny_mimi.quantizer.acoustic.layers[1].centroids
+    distances = [torch.cdist(x, x).flatten() for x in (book, tiny_lm.emb[2, :-1])]
+    assert torch.corrcoef(torch.stack(distances))[0, 1] > 0.99
+    assert torch.equal(tiny_lm.emb[2, :-1], tiny_lm.emb[6, :-1])
+    assert torch.equal(starts, tiny_lm.emb[:, -1])
+    torch.testing.assert_close(tiny_lm.emb[2].square().mean().sqrt(), scale, rtol=0.1, atol=0)
