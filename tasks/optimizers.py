@@ -55,7 +55,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__([p for p, _ in pairs], {"lr": lr, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> Any:
         """One step; Nesterov momentum."""
         assert closure is None
         for group in self.param_groups:
