@@ -21,12 +21,14 @@ Read in this order:
     layers, attention          RMSNorm, RoPE, gated MLP; causal windowed attention on a ring
     conv, seanet, vq, mimi     the codec, bottom up: sound [B, 1, S] <-> codes [B, Q, T]
     conditioning, depth, lm    codes and text [B, K, T] -> h [B, T, D], logits, the codes of a frame
-    sampling, engine           one token; one loop over slots: open, step, close
+    sampling, stepper, script  one token; one column of tokens; the words a TTS is made to say
+    engine                     one loop over slots: open, step, close; a frame is one graph
     text                       words with times <-> a token row
     pcm, files, decoders       bytes: sample formats, pipes, what a sound file may be
     audio, audio_writer        sound in 80 ms steps from anywhere; sound files whole or absent
     kyutai_mimi, kyutai_lm     the published JSON layouts, read into configs and written back
-    weights, presets           checkpoints: tensors by name; configs known by heart
+    names, tensors, hub        tensors: published names <-> ours; files checked first; where they are
+    weights, presets           whole models loaded and saved; configs known by heart
     losses, discriminators     training only
 
 Names listed here load on first use, so that importing this package costs nothing.
