@@ -24,7 +24,7 @@ from moshi_cli.core.streams import FRAME_HZ, Role, Task
 from moshi_cli.core.text import PAD, Word, WordStream
 from moshi_cli.core.weights import Model
 from moshi_cli.tasks.events import End, Event, Failed, Pause, Warning
-from moshi_cli.tasks.loop import FRAME_S, FRAME_SAMPLES, Output, Sound, drive
+from moshi_cli.tasks.loop import FRAME_S, FRAME_SAMPLES, Give, Output, Sound, drive
 from moshi_cli.tasks.subtitles import Segmenter, Transcript
 from moshi_cli.tasks.watch import Ear, Repetition, Stall
 
@@ -91,11 +91,11 @@ class Hearing:
         self.ignored, self.primed = self.lead, False
         self.fresh_at = self.out
 
-    def feed(self) -> Tensor | bool:
+    def feed(self) -> Tensor | Give:
         """The next frame: silence in front, what is heard again, sound, silence at the end."""
         if not self.primed:
             self.primed = True
-            return True
+            return Give.NOTHING
         if self.coming:
             return self.coming.popleft()
         frame = self.sound.next()

@@ -20,7 +20,7 @@ from moshi_cli.core.streams import FRAME_HZ, Role, Task
 from moshi_cli.core.text import PAD, WordStream
 from moshi_cli.core.weights import Model
 from moshi_cli.tasks.events import Event, Failed, Piece, Speech, Turn, Word
-from moshi_cli.tasks.loop import FRAME_SAMPLES, Output, Sound, drive
+from moshi_cli.tasks.loop import FRAME_SAMPLES, Give, Output, Sound, drive
 from moshi_cli.tasks.watch import Ear, Voice
 
 CHAT = Task("chat", text=Role.SAMPLED, voice=Role.SAMPLED, partner=Role.GIVEN)
@@ -51,6 +51,7 @@ class Talking:
         assert model.text is not None
         self.text, self.sound, self.seed, self.name = model.text, sound, seed, name
         self.options = options or TalkingOptions()
+        self.translates = model.config.kind == "hibiki"  # and wants to be told when all is said
         self.lead = round(self.options.lead_s * FRAME_HZ)  # frames
         self.tail_samples = round(self.options.tail_s * FRAME_HZ * FRAME_SAMPLES)
         self.words = WordStream(model.text)
@@ -65,13 +66,15 @@ class Talking:
         self.primed = False
         engine.open(slot, seed=self.seed, prime=False)
 
-    def feed(self) -> Tensor | bool:
+    def feed(self) -> Tensor | Give:
         """Silence in front, the user's sound, silence for as long as a reply is due."""
         if not self.primed:
             self.primed = True
-            return True
+            return Give.NOTHING
         frame = self.sound.next() if self.heard >= 0 else None
         if frame is None:
+            if self.translates and self.sound.ended:
+                return Give.OVER
             frame = torch.zeros(1, FRAME_SAMPLES)
         if self.heard >= 0:
             self.told += _turns("user", self.user, frame, self.heard)

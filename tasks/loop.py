@@ -8,8 +8,10 @@ take a slot when one is free and do not notice each other: a batch gives what on
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Generic, Protocol, TypeVar
 
 import torch
@@ -69,6 +71,43 @@ class Sound:
         return self.samples / 24_000
 
 
+class Split:
+    """The channels of one source as sources of their own, each with its count of samples.
+
+    What one of them has not taken yet is kept, so they should be heard side by side.
+    """
+
+    def __init__(self, source: Iterable[Tensor], channels: int) -> None:
+        self.source, self.frames_left = source, iter(source)
+        self.channels = [Channel(self) for _ in range(channels)]
+        self.samples = 0
+
+    def pull(self) -> None:
+        """One more frame for everybody; StopIteration at the end."""
+        frame = next(self.frames_left)
+        self.samples += frame.shape[-1]
+        samples = int(getattr(self.source, "samples", self.samples))
+        for channel, part in zip(self.channels, frame, strict=True):
+            channel.waiting.append((part[None], samples))
+
+
+class Channel:
+    """One channel of a `Split`: an iterator of frames [1, 1920]."""
+
+    def __init__(self, split: Split) -> None:
+        self.split, self.samples = split, 0
+        self.waiting: deque[tuple[Tensor, int]] = deque()
+
+    def __iter__(self) -> Channel:
+        return self
+
+    def __next__(self) -> Tensor:
+        if not self.waiting:
+            self.split.pull()
+        frame, self.samples = self.waiting.popleft()
+        return frame
+
+
 @dataclass
 class Output:
     """What one slot made in one step: a whole frame, all streams at the same time."""
@@ -78,16 +117,24 @@ class Output:
     pauses: tuple[float, ...] = ()  # probabilities of the pause heads, where the model has them
 
 
+class Give(Enum):
+    """What a slot gets in place of sound."""
+
+    NOTHING = "nothing"  # the step needs no sound
+    OVER = "over"  # the voice is over, and the model is told so (Hibiki)
+    PAUSE = "pause"  # no step for this slot
+
+
 class Session(Protocol):
     """Someone who has a slot."""
 
     def open(self, engine: Engine, slot: int) -> None:
         """Take the slot: rewind it without priming it, and say what it has to know."""
 
-    def feed(self) -> Tensor | bool:
-        """What the next step hears: float32 [1, 1920]; True: nothing; False: let the slot pause.
+    def feed(self) -> Tensor | Give:
+        """What the next step hears: float32 [1, 1920], or no sound.
 
-        The first step after `open` must hear nothing. May block while a live source has nothing.
+        The first step after `open` hears nothing. May block while a live source has nothing.
         Raises InputError.
         """
 
@@ -156,7 +203,7 @@ def drive(engine: Engine, sessions: Iterable[S]) -> Iterator[tuple[S, Event]]:
                 seats[slot] = Seat(session)
         if not any(seats):
             return
-        active = torch.zeros(engine.slots, dtype=torch.bool)
+        active, ended = torch.zeros(2, engine.slots, dtype=torch.bool)
         hearing = [False] * engine.slots
         for slot, seat in enumerate(seats):
             if seat is None:
@@ -167,10 +214,11 @@ def drive(engine: Engine, sessions: Iterable[S]) -> Iterator[tuple[S, Event]]:
                 yield seat.session, Failed(error)
                 leave(slot)
                 continue
-            active[slot] = fed is not False
+            active[slot], ended[slot] = fed is not Give.PAUSE, fed is Give.OVER
             if isinstance(fed, Tensor):
                 pcm[slot], hearing[slot] = fed, True
-        outputs = _outputs(engine.step(pcm, active)) if active.any() else {}
+        end = ended if ended.any() else None
+        outputs = _outputs(engine.step(pcm, active, end=end)) if active.any() else {}
         for slot, seat in enumerate(seats):
             if seat is None:
                 continue

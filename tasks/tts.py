@@ -23,7 +23,7 @@ from moshi_cli.core.streams import FRAME_HZ, Role, Task
 from moshi_cli.core.text import Text
 from moshi_cli.core.weights import Model
 from moshi_cli.tasks.events import Event, Failed, Speech, Warning, Word
-from moshi_cli.tasks.loop import FRAME_SAMPLES, Output, drive
+from moshi_cli.tasks.loop import FRAME_SAMPLES, Give, Output, drive
 from moshi_cli.tasks.manner import Manner, speaking_conditions, speaking_sampling
 from moshi_cli.tasks.prompter import Prompter, Scribe, form_of
 from moshi_cli.tasks.wording import Item, Reader
@@ -90,7 +90,7 @@ class Speaking:
         assert isinstance(state, ScriptState)
         return state
 
-    def feed(self) -> bool:
+    def feed(self) -> Give:
         """Fetch text until the next step may be made. May block. UsageError without any words."""
         prompter = self.prompter
         while not prompter.sync(self.script, self.slot):
@@ -101,7 +101,7 @@ class Speaking:
                     raise UsageError("there is nothing to say: the text has no words")
             else:
                 prompter.lines += self.scribe.write(items)
-        return True
+        return Give.NOTHING
 
     def skip(self) -> Iterable[Event]:
         """No frame of speech yet."""

@@ -28,7 +28,7 @@ from moshi_cli.tasks.asr import (
     transcribe,
 )
 from moshi_cli.tasks.events import End, Event, Failed, Pause, Segment, Warning
-from moshi_cli.tasks.loop import Sound, drive, run
+from moshi_cli.tasks.loop import Sound, Split, drive, run
 
 LAG = 4  # frames
 
@@ -59,7 +59,7 @@ class Dictated:
 
     def close(self, slot: int) -> None: ...
 
-    def step(self, pcm: Tensor, active: Tensor) -> Frame:
+    def step(self, pcm: Tensor, active: Tensor, end: Tensor | None = None) -> Frame:
         self.clock += 1
         if self.clock > 1:  # the first step primes
             self.heard.append(pcm[0].clone())
@@ -233,6 +233,22 @@ def test_run_gives_the_same_events(model: Model) -> None:
     greedy = hearing_sampling(model.config)
     events = list(run(model, ASR, sound, sampling=greedy))
     assert collect(events).words == transcribe(model, sound).words
+
+
+def test_channels_are_heard_side_by_side(model: Model) -> None:
+    """Two channels of one source, in two slots or one after the other: each as if alone."""
+    task = hearing_task(model.config)
+    left, right = sounds(12.5, 12.5)
+    stereo = torch.stack([left, right])
+    for slots in (1, 2):
+        parts = Split(stereo.split(1920, dim=1), 2).channels
+        sessions = [Hearing(model, task, Sound(part), channel=c) for c, part in enumerate(parts)]
+        greedy = hearing_sampling(model.config)
+        found = list(drive(Engine(model, task, slots, sampling=greedy), sessions))
+        for c, alone in enumerate((left, right)):
+            words = collect(event for s, event in found if s.channel == c).words
+            assert words == tuple(replace(w, channel=c) for w in transcribe(model, alone).words)
+            assert words and {s.audio_s for s in sessions} == {12.5 * 0.08}
 
 
 def test_a_broken_source_fails_alone(model: Model) -> None:
