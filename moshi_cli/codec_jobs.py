@@ -51,6 +51,9 @@ class Job:
         if error is not None or out is None:
             self.abort()
             return Result(self.item, error=error or InputError(f"{self.item.id}: holds nothing"))
+        if not self.seconds_of_sound:  # Ctrl-C came before the first frame
+            self.abort()
+            return Result(self.item)
         out.close()
         self.out = None
         return Result(self.item, [out.name], self.seconds_of_sound, seconds)

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
+from moshi_cli import settings
+
 if TYPE_CHECKING:
     from moshi_cli.console import Console
 
@@ -158,7 +160,7 @@ class BatchOptions:
 
 @dataclass(frozen=True)
 class LogOptions:
-    """What is said on stderr."""
+    """What is said on stderr; and where the user's own defaults are."""
 
     quiet: Annotated[bool, flag("--quiet/-q", "Errors only.")] = False
     verbose: Annotated[int, flag("--verbose/-v", "More; -vv even more.", count=True)] = 0
@@ -167,6 +169,13 @@ class LogOptions:
     ] = "auto"
     log_format: Annotated[str, choice("--log-format", "text", "json", help="On stderr.")] = "text"
     debug: Annotated[bool, flag("--debug", "Show tracebacks.")] = False
+    settings: Annotated[
+        Path | None,
+        flag(
+            "--settings", "Defaults, instead of ~/.config/moshi/config.toml.", metavar="FILE",
+            envvar="MOSHI_SETTINGS", is_eager=True, callback=settings.apply,
+        ),
+    ] = None  # fmt: skip
 
     def console(self, command: str) -> Console:
         """The console of a command, as loud as asked for."""

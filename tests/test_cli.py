@@ -84,6 +84,7 @@ def invoke(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Invoke:
         monkeypatch.setitem(sys.modules, f"moshi_cli.{name}", module)
         monkeypatch.setitem(cli.COMMANDS, name, "For this test.")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     for index, name in enumerate(("a.wav", "b.wav", "sub/a.wav"), 1):
         Path(name).parent.mkdir(exist_ok=True)
         audio.write(name, torch.zeros(1000 * index))
@@ -197,6 +198,37 @@ def test_errors_as_json(invoke: Invoke) -> None:
 
 def test_underscores_are_hyphens(invoke: Invoke) -> None:
     assert invoke("count", "a.wav", "--word_times", "--input_channels", "1", "-q").exit_code == 0
+
+
+# settings
+
+
+def test_settings_are_defaults(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
+    audio.write("two.wav", torch.stack([torch.zeros(100), torch.ones(100)]))
+    Path("s.toml").write_text('channel = "nonsense"\n[count]\nword-times = true\nquiet = true\n')
+    done = invoke("count", "two.wav", "--settings", "s.toml")
+    assert "unknown channel 'nonsense'" in done.stderr
+    done = invoke("count", "two.wav", "--settings", "s.toml", "--channel", "left")
+    assert (done.exit_code, done.stderr) == (0, "frame\n")  # flags win
+    Path("moshi").mkdir()
+    Path("s.toml").rename("moshi/config.toml")
+    monkeypatch.setenv("XDG_CONFIG_HOME", os.getcwd())
+    assert "unknown channel 'nonsense'" in invoke("count", "two.wav").stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x = [", "cannot read the settings"), ("count = 3", "'count' must be a section"),
+        ("[count]\nchanel = 'left'", "[count]: there is no option 'chanel'"),
+    ],
+)  # fmt: skip
+def test_broken_settings(invoke: Invoke, text: str, message: str) -> None:
+    Path("s.toml").write_text(text)
+    done = invoke("count", "a.wav", "--settings", "s.toml")
+    assert done.exit_code == 2
+    assert message in done.stderr.splitlines()[0]
+    assert invoke("count", "a.wav", "--settings", "none.toml").exit_code == 2
 
 
 # inputs
