@@ -27,7 +27,7 @@ Read in this order:
     pcm, files, decoders       bytes: sample formats, pipes, what a sound file may be
     audio, audio_writer        sound in 80 ms steps from anywhere; sound files whole or absent
     kyutai_mimi, kyutai_lm     the published JSON layouts, read into configs and written back
-    names, tensors, hub        tensors: published names <-> ours; files checked first; where they are
+    names, tensors, hub        tensors: published names <-> ours, checked first; finding files
     weights, presets           whole models loaded and saved; configs known by heart
     losses, discriminators     training only
 
