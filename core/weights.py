@@ -11,7 +11,6 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
@@ -301,11 +300,13 @@ def published(model: nn.Module, store: Store) -> dict[str, Tensor]:
     found = {}
     for name, place in names.expand(rules, model).items():
         value = place.read(state).contiguous()
-        small = value.dim() < 2 or "condition" in name or "_codebook" in name
-        if store == "int8" and not small and prod(value.shape[:-1]) > 1:
+        vector = value.numel() == value.shape[-1]
+        if store == "fp32" or vector or "condition" in name or "_codebook" in name:
+            found[name] = value
+        elif store == "int8" and value.numel() >= 2048:  # less would save nothing
             found[name], found[name + SCALE] = int8_rows(value)
         else:
-            found[name] = value if small or store == "fp32" else value.bfloat16()
+            found[name] = value.bfloat16()
     return found
 
 

@@ -17,6 +17,7 @@ from moshi_cli.core.lm import MoshiLm
 from moshi_cli.core.mimi import Mimi
 from moshi_cli.core.sampling import GREEDY
 from moshi_cli.core.script import Entry, Script
+from moshi_cli.core.stepper import Step
 from moshi_cli.core.streams import UNKNOWN, ZERO, Role, Task
 from moshi_cli.core.weights import Model
 
@@ -113,6 +114,38 @@ def test_batch_order_pauses_and_resets_change_nothing(model: Model, name: str) -
     for order, rest, wake in (([0, 1, 2], 0.0, 0), ([2, 0, 1], 0.4, 6), ([1, 2, 0], 0.3, 0)):
         for one, two in zip(alone, talk(e, order, rest=rest, wake=wake), strict=True):
             same(one, two)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_session_is_a_training_example(model: Model, name: str) -> None:
+    """What was heard and said, shifted as in training, gives the columns and logits of the run."""
+    assert model.lm is not None
+    e = engine(model, TASKS[name], 1)
+    steps: list[Step] = []
+    step = e.stepper.step
+
+    def record(*args: Any) -> Step:
+        steps.append(step(*args))
+        return steps[-1]
+
+    e.stepper.step = record  # type: ignore[method-assign]
+    e.open(0, seed=1, script=SCRIPTS[0] if TASKS[name] is TTS else None)
+    given = torch.randint(0, 16, (1, len(e.pattern.given), STEPS))
+    frames = [e.step(codes=x if x.numel() else None) for x in given.unbind(2)]
+    said = [torch.cat([f.text[:, None], f.codes], 1) for f in frames if f.ready.all()]
+    T = len(said)
+    codes = torch.full((1, 9, T), ZERO)
+    codes[:, list(e.pattern.given)] = given[..., :T]
+    codes[:, list(e.pattern.made)] = torch.stack(said, -1)
+    shifted = e.pattern.shift(codes, steps=T)
+    assert torch.equal(torch.stack([s.inputs for s in steps[:T]], -1), shifted.inputs)
+    h, logits = model.lm.temporal(shifted.inputs)
+    torch.testing.assert_close(torch.stack([s.text_logits for s in steps[:T]], 1), logits)
+    late = max(e.pattern.delays)  # from here on all rows of a column are true
+    if e.stepper.codebooks:
+        audio = model.lm.depth_logits(h, shifted.targets)[:, :, late:]
+        made = torch.stack([s.audio_logits for s in steps[late:T] if s.audio_logits is not None], 2)
+        torch.testing.assert_close(made, audio)
 
 
 def test_seeds_matter(model: Model) -> None:
