@@ -26,13 +26,12 @@ SPEED = (0.85, 1.18)
 VARIANTS = {  # kind (prefix, first match) -> takes of each clip
     "moshi": [Variant((0.0, 0.2), (0.3, 0.6))],
     "question": [
-        Variant((0.2, 1.5), (3.0, 4.5), LOUDNESS),
-        Variant((0.2, 1.5), (3.0, 4.5), LOUDNESS, SPEED, 1.0, (15.0, 40.0)),
+        Variant((0.2, 1.5), (1.5, 2.5), LOUDNESS),
+        Variant((0.2, 1.5), (1.5, 2.5), LOUDNESS, SPEED, 1.0, (15.0, 40.0)),
     ],
     "": [
         Variant((0.0, 0.5), (0.6, 1.0), LOUDNESS),
         Variant((0.0, 0.5), (0.6, 1.0), LOUDNESS, SPEED, 0.7, (10.0, 40.0)),
-        Variant((0.0, 0.5), (0.6, 1.0), LOUDNESS, SPEED),
     ],
 }
 
