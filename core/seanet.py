@@ -7,6 +7,7 @@ state is a list with one entry per layer.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -55,7 +56,8 @@ class Residual(nn.Module):
         )
 
     def init_state(self, slots: int, *, device: torch.device | str) -> ResidualState:
-        return ResidualState([c.init_state(slots, device=device) for c in self.convs])
+        convs = cast("list[CausalConv]", list(self.convs))
+        return ResidualState([c.init_state(slots, device=device) for c in convs])
 
     def forward(
         self, x: Tensor, state: ResidualState | None = None, active: Tensor | None = None
@@ -73,7 +75,8 @@ class Seanet(nn.Module):
 
     def init_state(self, slots: int, *, device: torch.device | str) -> SeanetState:
         """Fresh tails for `slots` streams."""
-        return SeanetState([layer.init_state(slots, device=device) for layer in self.layers])
+        layers = cast("list[Residual]", list(self.layers))  # any layer: they share the signature
+        return SeanetState([layer.init_state(slots, device=device) for layer in layers])
 
     def forward(
         self, x: Tensor, state: SeanetState | None = None, active: Tensor | None = None

@@ -8,6 +8,7 @@ as running sums, centroid = embedding_sum / max(cluster_usage, 1e-5).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -113,18 +114,23 @@ class ResidualVq(nn.Module):
         self.output_proj = nn.Conv1d(config.dim, latent, 1, bias=False)
         self.layers = nn.ModuleList(Codebook(config.size, config.dim) for _ in range(codebooks))
 
+    @property
+    def books(self) -> list[Codebook]:
+        """The codebooks in order."""
+        return cast("list[Codebook]", list(self.layers))
+
     def encode(self, x: Tensor, count: int) -> Tensor:
         """x [B, D, T] -> codes [B, count, T]."""
         r = self.input_proj(x).transpose(1, 2)  # [B, T, dim]
         codes = []
-        for layer in self.layers[:count]:
+        for layer in self.books[:count]:
             codes.append(layer.encode(r))
             r = r - layer.decode(codes[-1])
         return torch.stack(codes, 1)
 
     def decode(self, codes: Tensor) -> Tensor:
         """codes [B, n, T], n ≤ codebooks -> latent [B, D, T]."""
-        z = sum(layer.decode(c) for layer, c in zip(self.layers, codes.unbind(1), strict=False))
+        z = sum(layer.decode(c) for layer, c in zip(self.books, codes.unbind(1), strict=False))
         assert isinstance(z, Tensor)
         return self.output_proj(z.transpose(1, 2))
 
@@ -148,7 +154,7 @@ class ResidualVq(nn.Module):
             straight, codes, loss = z, [], z.new_zeros(())
             if self.fitted:
                 total, r = torch.zeros_like(z), z.detach()
-                for level, layer in enumerate(self.layers):
+                for level, layer in enumerate(self.books):
                     codes.append(layer.encode(r))
                     near = layer.decode(codes[-1])
                     if self.training:
@@ -169,13 +175,13 @@ class ResidualVq(nn.Module):
     @property
     def fitted(self) -> bool:
         """Whether the codebooks have values."""
-        return bool(self.layers[0].initialized.item())
+        return bool(self.books[0].initialized.item())
 
     @torch.no_grad()
     def fit(self, x: Tensor, rounds: int, generator: torch.Generator) -> None:
         """Fit all levels to latents x [N, D], each to what the ones before it leave."""
         r = self.input_proj(x[..., None])[..., 0]  # [N, dim]
-        for layer in self.layers:
+        for layer in self.books:
             layer.fit(r, rounds, generator)
             r = r - layer.decode(layer.encode(r))
 
