@@ -32,7 +32,7 @@ from moshi_cli.core.text import EOS, PAD, Text
 from moshi_cli.core.vq import Codebook
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-Store = Literal["fp32", "bf16", "int8"]
+Store = Literal["fp32", "bf16", "fp16", "int8"]
 
 
 @dataclass
@@ -286,7 +286,7 @@ def commit(path: Path) -> str:
 def published(model: nn.Module, store: Store) -> dict[str, Tensor]:
     """Tensors of an LM or a codec by their published names, on the CPU.
 
-    bf16 and int8 keep norms and conditioners as they are; codebooks become centroids in float16.
+    All but fp32 keep norms and conditioners as they are; codebooks become centroids in float16.
     int8: matrices as rows of int8 beside their maxima.
     """
     rules = names.MIMI if isinstance(model, Mimi) else names.LM
@@ -306,7 +306,7 @@ def published(model: nn.Module, store: Store) -> dict[str, Tensor]:
         elif store == "int8" and value.numel() >= 2048:  # less would save nothing
             found[name], found[name + SCALE] = int8_rows(value)
         else:
-            found[name] = value.bfloat16()
+            found[name] = value.half() if store == "fp16" else value.bfloat16()
     return found
 
 

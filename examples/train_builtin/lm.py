@@ -78,7 +78,12 @@ def main() -> None:
     if args.save:
         newest = checkpoints(args.folder)[-1]
         lm.load_state_dict(read_tensors(newest / "lm.ema.safetensors"))
-        weights.save(weights.Model(mimi, lm, text, config, name="moshi-nano"), args.save)
+        weights.save(
+            weights.Model(mimi, lm, text, config, name="moshi-nano"),
+            args.save,
+            lm="int8",
+            mimi="fp16",
+        )
         print(f"{newest} -> {args.save}", file=sys.stderr)
         return
     shares = dict(item.split("=") for item in args.tasks.split(","))
