@@ -326,6 +326,7 @@ def save(model: Model, folder: Path, *, lm: Store = "fp32", mimi: Store = "fp32"
     for name, tensors in files:
         part = folder / f"{name}.tmp.{os.getpid()}"
         save_file(tensors, str(part))
+        part.chmod(0o644)  # it is written for the owner alone
         part.replace(folder / name)
     for name, data in texts.items():
         part = folder / f"{name}.tmp.{os.getpid()}"
