@@ -163,7 +163,7 @@ class Listening(Job):
     def sessions(self) -> list[Hearing]:
         from moshi_cli.tasks.asr import Hearing
         from moshi_cli.tasks.events import Start
-        from moshi_cli.tasks.loop import Sound, Split
+        from moshi_cli.tasks.sound import Sound, Split
 
         feed, rtf = self.desk.source(self.item), self.desk.hearing.rtf
         source, count = Paced(feed, rtf) if rtf else feed, feed.channels

@@ -24,7 +24,8 @@ from moshi_cli.core.streams import FRAME_HZ, Role, Task
 from moshi_cli.core.text import PAD, Word, WordStream
 from moshi_cli.core.weights import Model
 from moshi_cli.tasks.events import End, Event, Failed, Pause, Warning
-from moshi_cli.tasks.loop import FRAME_S, FRAME_SAMPLES, Give, Output, Sound, drive
+from moshi_cli.tasks.loop import Give, Output, drive
+from moshi_cli.tasks.sound import FRAME_S, FRAME_SAMPLES, Sound
 from moshi_cli.tasks.subtitles import Segmenter, Transcript
 from moshi_cli.tasks.watch import Ear, Repetition, Stall
 

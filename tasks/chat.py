@@ -20,7 +20,8 @@ from moshi_cli.core.streams import FRAME_HZ, Role, Task
 from moshi_cli.core.text import PAD, WordStream
 from moshi_cli.core.weights import Model
 from moshi_cli.tasks.events import Event, Failed, Piece, Speech, Turn, Word
-from moshi_cli.tasks.loop import FRAME_SAMPLES, Give, Output, Sound, drive
+from moshi_cli.tasks.loop import Give, Output, drive
+from moshi_cli.tasks.sound import FRAME_SAMPLES, Sound
 from moshi_cli.tasks.watch import Ear, Voice
 
 CHAT = Task("chat", text=Role.SAMPLED, voice=Role.SAMPLED, partner=Role.GIVEN)

@@ -23,9 +23,10 @@ from moshi_cli.core.streams import FRAME_HZ, Role, Task
 from moshi_cli.core.text import Text
 from moshi_cli.core.weights import Model
 from moshi_cli.tasks.events import Event, Failed, Speech, Warning, Word
-from moshi_cli.tasks.loop import FRAME_SAMPLES, Give, Output, drive
+from moshi_cli.tasks.loop import Give, Output, drive
 from moshi_cli.tasks.manner import Manner, speaking_conditions, speaking_sampling
 from moshi_cli.tasks.prompter import Prompter, Scribe, form_of
+from moshi_cli.tasks.sound import FRAME_SAMPLES
 from moshi_cli.tasks.wording import Item, Reader
 
 TTS = Task("tts", text=Role.STEERED, voice=Role.SAMPLED, lag_s=-1.28)

@@ -28,7 +28,8 @@ from moshi_cli.tasks.asr import (
     transcribe,
 )
 from moshi_cli.tasks.events import End, Event, Failed, Pause, Segment, Warning
-from moshi_cli.tasks.loop import Sound, Split, drive, run
+from moshi_cli.tasks.loop import drive, run
+from moshi_cli.tasks.sound import Sound, Split
 
 LAG = 4  # frames
 

@@ -18,7 +18,8 @@ from moshi_cli.core.text import Text
 from moshi_cli.core.weights import Model
 from moshi_cli.tasks.chat import CHAT, Reply, Talking, TalkingOptions, converse, gather
 from moshi_cli.tasks.events import Event, Speech, Turn
-from moshi_cli.tasks.loop import Sound, drive
+from moshi_cli.tasks.loop import drive
+from moshi_cli.tasks.sound import Sound
 
 
 @pytest.fixture
