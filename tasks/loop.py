@@ -176,12 +176,14 @@ def run(
 ) -> Iterator[Event]:
     """One session of a task that listens (ASR, CHAT, or one of your own): sound in, events out.
 
-    source: a recording float32 [S] at 24 kHz, or frames [1, 1920] as they come.
+    source: a recording float32 [S] at 24 kHz, or frames [1, 1920] as they come. A task that the
+    checkpoint was trained for gets the checkpoint's lag. Raises InputError and ModelError.
     """
     from moshi_cli.tasks.asr import Hearing
     from moshi_cli.tasks.chat import Talking
 
-    task = model.fit(task)
+    if task.name in model.config.lags or model.lm is None:
+        task = model.fit(task)
     kind = Talking if task.voice in MADE else Hearing
     engine = Engine(model, task, 1, sampling=sampling)
     session: Session = kind(model, task, Sound(source), seed=seed)
