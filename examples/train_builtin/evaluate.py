@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -35,7 +37,7 @@ from moshi_cli.tasks.metrics import NORMALISER, corpus_rate, difference, word_er
 
 CODEC_CLIPS = 160  # the codec is judged on so many of the test clips
 TAIL_S = 6.0  # silence after a question: the longest answer takes five seconds
-SPEED_TEXTS = 10
+SPEED_TEXTS, FIRST_TEXTS = 10, 3
 
 
 # Measurements -------------------------------------------------------------------------------------
@@ -100,17 +102,22 @@ def tts(bench: Bench) -> dict[str, Any]:
     bench.told("tts, heard by the judge", percent(rate), "≤ 10 %")
     lines = [line for line in ran.said.splitlines() if "not spoken" in line]
     bench.told("tts, texts with unspoken words", str(len(lines)), "0")
-    alone = bench.moshi("tts", items[:SPEED_TEXTS], bench.work / "speed-tts")
-    speed = alone.speed()
-    firsts = sorted(item["first_s"] for item in alone.items.values() if item.get("first_s"))
-    if firsts:
-        speed["first_sound_s"] = firsts[len(firsts) // 2]
-        bench.told("tts, time to first sound, median", f"{speed['first_sound_s']:.2f} s")
+    speed = bench.moshi("tts", items[:SPEED_TEXTS], bench.work / "speed-tts").speed()
+    speed["first_sound_s"] = first_sound_s(bench, [item["text"] for item in items[:FIRST_TEXTS]])
+    bench.told("tts, time to first sound, once loaded", f"{speed['first_sound_s']:.2f} s")
     bench.told("tts, real-time factor", f"{speed['rtf']:.3f}", "< 0.5")
     return {
         **figures(rate), "unspoken": lines, "speed": speed, "speed_in_batch": ran.speed(),
         "failed": ran.failed,
     }  # fmt: skip
+
+
+def first_sound_s(bench: Bench, texts: Sequence[str]) -> float:
+    """Seconds from the text to the first 80 ms of sound, as the command tells: the median."""
+    out = str(bench.work / "first.wav")
+    told = [bench.moshi.told("tts", "--text", text, "-o", out) for text in texts]
+    found = sorted(float(x) for said in told for x in re.findall(r"sound after ([\d.]+) s", said))
+    return found[len(found) // 2] if found else math.nan
 
 
 def codec(bench: Bench) -> dict[str, Any]:
@@ -158,7 +165,7 @@ def stoi(pairs: Sequence[tuple[Path, Path]]) -> float | None:
 def chat(bench: Bench) -> dict[str, Any]:
     pairs, clips = load_dialogues(), bench.clips("question")
     answers = [pair["answer"] for pair in pairs]
-    tail = ("--tail-silence", f"{TAIL_S:g}", "--text-output", "json")
+    tail = ("--tail-silence", f"{TAIL_S:g}")
     ran = bench.run("chat", clips, "chat", *tail)
     replies = {clip.id: ran.output(clip.id, ".wav") for clip in clips}
     heard = bench.judge(path for path in replies.values() if path)

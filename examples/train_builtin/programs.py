@@ -80,6 +80,12 @@ class Moshi:
         (summary,) = [record for record in records if record["type"] == "summary"]
         return Ran(found, summary, wall_s, usage.ru_utime + usage.ru_stime, said)
 
+    def told(self, *line: str) -> str:
+        """What one plain call says on stderr."""
+        whole = [*self.command, *line, *self.extra.get(line[0], [])]
+        whole += ["--model", self.model] if self.model else []
+        return subprocess.run(whole, capture_output=True, text=True, check=True).stderr
+
     def version(self) -> str:
         line = [*self.command, "--version"]
         return subprocess.run(line, capture_output=True, text=True, check=True).stdout.strip()
