@@ -42,7 +42,7 @@ def command(
 
         console.line(list_devices())
         return 0
-    items = items_of(inputs, input, batch)
+    items = items_of(inputs, input, talking.mic, batch)
     live = items == [MICROPHONE]
     if batch.output is None and batch.output_dir is None and not live and elsewhere(talking):
         batch = replace(batch, output=os.devnull)  # the sound itself is not wanted

@@ -36,6 +36,7 @@ SLOWEST = 0.8  # seconds of conversation per second that are still let through
 class TalkingFlags:
     """How the model talks."""
 
+    mic: Annotated[bool, flag("--mic", "Talk now; the same as no input at all.")] = False
     text_output: Annotated[
         str | None, flag("--text-output", "JSON of what it says.", metavar="PATH|-")
     ] = None
@@ -65,9 +66,13 @@ class TalkingFlags:
     compile: Compile = False
 
 
-def items_of(inputs: Sequence[str] | None, named: Sequence[str] | None, batch: BatchOptions) -> Any:
+def items_of(
+    inputs: Sequence[str] | None, named: Sequence[str] | None, mic: bool, batch: BatchOptions
+) -> list[Item] | None:
     """Who is heard: arguments, -i and manifests, else the microphone."""
     given = [*(inputs or []), *(named or [])]
+    if mic and (given or batch.manifest is not None or batch.stdin_paths):
+        raise UsageError("--mic takes no other input")
     if not given and batch.manifest is None:
         return None if batch.stdin_paths else [MICROPHONE]
     return expand(given, recursive=batch.recursive, include=batch.include, manifest=batch.manifest)

@@ -130,6 +130,7 @@ def test_greedy_ignores_the_seed(invoke: Invoke) -> None:
         (["a.wav", "-o", "r.wav", "--channel", "separate"], 0, ""),
         (["a.wav", "b.wav", "--output-dir", "o", "--stereo", "x.wav"], 2, "one input"),
         (["missing.wav", "-o", "r.wav"], 2, "missing.wav"),
+        (["a.wav", "--mic"], 2, "no other input"),
     ],
 )
 def test_refusals_are_one_line(invoke: Invoke, args: list[str], code: int, message: str) -> None:
@@ -195,7 +196,7 @@ def test_live(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
         return before(self)
 
     monkeypatch.setattr(devices.Microphone, "__next__", listen)
-    done = invoke("--force", "--stereo", "both.wav")
+    done = invoke("--mic", "--force", "--stereo", "both.wav")
     assert done.exit_code == 130, done.stderr
     assert sum(map(len, card.played)) == 8 * 1920 and "headphones" in done.stderr
     both = audio.read("both.wav", channel="separate")
