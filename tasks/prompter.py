@@ -75,6 +75,7 @@ class Prompter:
     """Shows a script of any length, still growing, to the word pump of one slot.
 
     The pump's tables hold a window of the script; words that were said leave it, new ones enter.
+    While the pump is busy with a word or a pause, the next word need not be known.
     """
 
     def __init__(self, script: Script) -> None:
@@ -82,6 +83,7 @@ class Prompter:
         self.lines: list[Line] = []
         self.first = 0  # line that is entry 0 of the window
         self.loaded = 0  # lines in the window
+        self.begun = False  # whether the pump has got a window at all
         self.complete = False  # no line will be added
         self.began: dict[int, int] = {}  # line -> step
         self.ended: int | None = None  # step at which the script was over
@@ -101,12 +103,13 @@ class Prompter:
             self.began[self.first + i] = int(state.begun[slot, i])
         if self.ended is None and int(state.ended[slot]) >= 0:
             self.ended = int(state.ended[slot])
-        if not self.ready(entry) and self.first + self.loaded < len(self.lines):
+        if not self.begun or (not self.ready(entry) and self.first + self.loaded < len(self.lines)):
             self._move(state, slot, entry)
             entry = int(state.entry[slot])
             if self.first + self.loaded < len(self.lines):  # no more fits
                 return True
-        return self.ready(entry)
+        busy = bool(state.cursor[slot] < state.until[slot]) or bool(state.pause[slot] > 0)
+        return busy or self.ready(entry)
 
     def _move(self, state: ScriptState, slot: int, entry: int) -> None:
         """Load the lines from the current one on, without the pump noticing."""
@@ -115,7 +118,7 @@ class Prompter:
         names = ("entry", "cursor", "until", "peek", "peek_until", "patience", "pause")
         saved = {name: int(getattr(state, name)[slot]) for name in names}
         begun = state.begun[slot, keep:entry].clone()
-        fresh = entry == 0 and not self.loaded
+        fresh, self.begun = not self.begun, True
         self.first += keep
         lines = self._window()
         self.loaded = len(lines)

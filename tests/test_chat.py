@@ -121,6 +121,24 @@ def test_turns_of_the_user_are_heard(model: Model) -> None:
     assert turns == [Turn("user", True, 0.8), Turn("user", False, 1.6)]
 
 
+def test_a_translator_is_told_when_the_voice_is_over(model: Model) -> None:
+    """Hibiki gets start tokens instead of silence after the end, in its own slot only."""
+    told: list[list[bool]] = []
+    model = replace(model, config=replace(model.config, kind="hibiki"))
+
+    class Watched(Engine):
+        def step(self, pcm=None, active=None, *, codes=None, end=None):  # type: ignore[no-untyped-def]
+            told.append([] if end is None else end.tolist())
+            return super().step(pcm, active, codes=codes, end=end)
+
+    task = model.fit(CHAT)
+    options = TalkingOptions(tail_s=0.16)
+    sessions = [Talking(model, task, Sound(noise(n * 1920)), options=options) for n in (2, 4)]
+    for _ in drive(Watched(model, task, 2), sessions):
+        pass
+    assert told[:3] == [[]] * 3 and told[3] == [True, False] and [False, True] in told
+
+
 def test_a_model_that_cannot_talk_says_so(model: Model) -> None:
     with pytest.raises(ModelError):
         converse(replace(model, config=replace(model.config, lags={"asr": 0.5})), noise(10))

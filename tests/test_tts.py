@@ -174,6 +174,24 @@ def test_speech_begins_before_the_text_is_over(either: Model) -> None:
     assert first is not None and first < 12 < len(read)
 
 
+def test_a_word_is_said_while_the_next_one_is_not_known_yet(model: Model) -> None:
+    """Its tokens, and a pause after it, need no further word."""
+    told: list[int] = []  # frames made by the time each word is asked for
+    made = 0
+
+    def chunks() -> Iterator[str]:
+        for word in ("one ", "[pause:800ms] ", "two "):
+            told.append(made)
+            yield word
+
+    assert model.text is not None
+    source = arriving(chunks(), reader_for(model.text, Manner()))
+    session = Speaking(model, source)
+    for _, event in drive(speaking_engine(model), [session]):
+        made += isinstance(event, Speech)
+    assert told[2] - told[1] >= 5 and [w for w in told if w] == told[2:]
+
+
 def test_small_tables_hold_long_texts(either: Model) -> None:
     """The window moves along without the pump noticing, at any place."""
     text = a_text(14, seed=1)
