@@ -58,7 +58,7 @@ def _tokens(text: str) -> Iterator[str]:
     text = re.sub(
         r"(?<![\d.])(\d+)\.(\d+)(?![\d.])", lambda m: " ".join([m[1], "point", *m[2]]), text
     )
-    text = re.sub(r"\b(\d{1,9})(?:st|nd|rd|th)\b", lambda m: " ".join(ordinal(int(m[1]))), text)
+    text = re.sub(r"\b(\d{1,9})(?:st|nd|rd|th)\b", lambda m: " ".join(parts(ordinal(int(m[1])))), text)
     for symbol, word in SYMBOLS.items():
         text = text.replace(symbol, f" {word} ")
     text = re.sub(r"[^a-z0-9'= ]+", " ", text)
@@ -75,6 +75,11 @@ def _tokens(text: str) -> Iterator[str]:
     yield from text.split()
 
 
+def parts(words: list[str]) -> list[str]:
+    """["forty-two"] -> ["forty", "two"]"""
+    return [part for word in words for part in word.split("-")]
+
+
 def _readings(token: str) -> list[tuple[str, ...]]:
     """The ways to say a token, the default one first."""
     if token == "=":
@@ -84,7 +89,7 @@ def _readings(token: str) -> list[tuple[str, ...]]:
     single = tuple(digits(token))
     if len(token) > LONGEST_RUN:
         return [single]
-    whole = single if len(token) > 1 and token[0] == "0" else tuple(cardinal(int(token)))
+    whole = single if len(token) > 1 and token[0] == "0" else tuple(parts(cardinal(int(token))))
     return list(dict.fromkeys([whole, *_cuts(token)]))
 
 
@@ -98,7 +103,7 @@ def _cuts(run: str) -> Iterator[tuple[str, ...]]:
 
 
 def _small(number: str) -> list[str]:
-    return digits(number) if number[0] == "0" else cardinal(int(number))
+    return digits(number) if number[0] == "0" else parts(cardinal(int(number)))
 
 
 def _nearest(slots: list[list[tuple[str, ...]]], like: list[str]) -> tuple[str, ...]:
