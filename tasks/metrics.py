@@ -58,7 +58,9 @@ def _tokens(text: str) -> Iterator[str]:
     text = re.sub(
         r"(?<![\d.])(\d+)\.(\d+)(?![\d.])", lambda m: " ".join([m[1], "point", *m[2]]), text
     )
-    text = re.sub(r"\b(\d{1,9})(?:st|nd|rd|th)\b", lambda m: " ".join(parts(ordinal(int(m[1])))), text)
+    text = re.sub(
+        r"\b(\d{1,9})(?:st|nd|rd|th)\b", lambda m: " ".join(parts(ordinal(int(m[1])))), text
+    )
     for symbol, word in SYMBOLS.items():
         text = text.replace(symbol, f" {word} ")
     text = re.sub(r"[^a-z0-9'= ]+", " ", text)
