@@ -158,7 +158,7 @@ class Listening(Job):
         self.live = self.style.formats[0] if direct and self.style.formats[0] in LIVE else None
         self.words_shown = self.live == "txt" and on_terminal()
         self.events: list[Event] = []
-        self.details = {"input": item.id, **desk.details, "seed": self.seed}
+        self.details = {"input": item.id, **desk.details, "item_seed": self.seed}
 
     def sessions(self) -> list[Hearing]:
         from moshi_cli.tasks.asr import Hearing
@@ -207,7 +207,7 @@ class Listening(Job):
         from moshi_cli.tasks.subtitles import render
 
         wall_s = time.monotonic() - self.began
-        summary(self, "first word", self.seed)
+        summary(self, "first word", self.desk.seed)
         if self.live is not None:
             if self.live == "jsonl":
                 self._show(End(self.audio_s, wall_s, self.first_s))

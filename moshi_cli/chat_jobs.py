@@ -249,7 +249,7 @@ class Conversation(Job):
             self.speaker.close()
         if self.transcript is not None:
             self._transcribe(self.transcript)
-        summary(self, "first sound", self.seed)
+        summary(self, "first sound", self.table.seed)
 
     @property
     def transcript(self) -> str | None:
@@ -284,7 +284,7 @@ class Conversation(Job):
             ],
             "turns": [as_json(turn) for turn in reply.turns],
             "input": self.item.id, "audio_s": seconds(self.audio_s), **self.table.details,
-            "seed": self.seed,
+            "item_seed": self.seed,
         }  # fmt: skip
 
     def abort(self) -> None:

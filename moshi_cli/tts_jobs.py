@@ -281,7 +281,7 @@ class Speech(Job):
             self.out.close()
         if self.studio.flags.timestamps:
             self._timestamps(self.studio.flags.timestamps)
-        summary(self, "first sound", self.seed)
+        summary(self, "first sound", self.studio.seed)
         if self.unspoken and self.studio.flags.strict:
             raise InputError(self.unspoken, exit_code=3)
 
@@ -289,7 +289,7 @@ class Speech(Job):
         from moshi_cli.core.files import write_text
         from moshi_cli.tasks.subtitles import Transcript, render
 
-        told = {**self.studio.details, "seed": self.seed}
+        told = {**self.studio.details, "item_seed": self.seed}
         target = str(Path(str(self.target)).with_suffix(f".{format}"))
         write_text(target, render(Transcript(tuple(self.words), self.audio_s, told), format))
         self.outputs.append(target)

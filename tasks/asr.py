@@ -32,7 +32,8 @@ from moshi_cli.tasks.watch import Ear, Repetition, Stall
 ASR = Task("asr", text=Role.SAMPLED, voice=Role.GIVEN, lag_s=0.5)
 REFRESH = 0.6  # of the context: a pause after that is taken for a fresh beginning
 
-MARGIN_FRAMES = 12  # text that may still come after the last frame: crowded words come late
+MARGIN_FRAMES = 12  # of text after the last frame of sound, at most: crowded words come late
+IDLE_FRAMES = 4  # of padding after which no word is expected there
 CALM_FRAMES = 8  # of quiet and padding before a fresh beginning
 STALL_S = 8.0  # of speech without text
 
@@ -76,6 +77,7 @@ class Hearing:
         self.out = 0  # frames of text that are known
         self.ignored = 0  # outputs that belong to the silence in front
         self.calm = 0  # quiet frames without text, up to now
+        self.idle = 0  # frames of padding, up to now
         self.loud = self.pausing = self.primed = False
         self.fresh_at = 0  # frame of the latest beginning
         self.engine: Engine | None = None
@@ -118,6 +120,7 @@ class Hearing:
             return
         self.out += 1
         token = output.text
+        self.idle = self.idle + 1 if token == PAD else 0
         yield from self._segmented(self.stream.push(token))
         if not self.stream.tokens:
             yield from self.segmenter.wait(self.out / FRAME_HZ)
@@ -172,7 +175,10 @@ class Hearing:
     @property
     def over(self) -> bool:
         """Whether the text of the whole sound is known."""
-        return self.sound.ended and self.out >= self.sound.frames + MARGIN_FRAMES
+        late = self.out - self.sound.frames
+        return self.sound.ended and late >= (
+            IDLE_FRAMES if self.idle >= IDLE_FRAMES else MARGIN_FRAMES
+        )
 
     @property
     def audio_s(self) -> float:
