@@ -25,7 +25,7 @@ class Ear:
 
     def __call__(self, frame: Tensor) -> bool:
         """frame float32 [..., S]"""
-        power = float(frame.square().mean())
+        power = float(frame.detach().square().mean())
         level_db = 10 * math.log10(power) if power > 1e-10 else -100.0
         self.floor_db = min(level_db, self.floor_db + FLOOR_RISE_DB)
         return level_db > max(QUIET_DB, min(self.floor_db, -20.0 - ABOVE_FLOOR_DB) + ABOVE_FLOOR_DB)
