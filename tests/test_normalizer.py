@@ -24,6 +24,7 @@ from moshi_cli.tasks.metrics import normalise
         ("I cannot", "i can not"),
         ("Gray, colour, Whisky, OK", "grey color whiskey okay"),
         ("good-bye", "goodbye"),
+        ("What is OnePlus 2?", "what is one plus two"),
         ("'quoted'", "quoted"),
         ("Café\tnoir\n", "cafe noir"),
         ("…", ""),
