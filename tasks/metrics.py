@@ -21,7 +21,8 @@ NORMALISER = "moshi-en-2"
 SPELLINGS = {  # one spelling where English has several; the key is what other tools write
     "alfa": "alpha", "cannot": "can not", "colour": "color", "favourite": "favorite",
     "gray": "grey", "juliett": "juliet", "juliette": "juliet", "ok": "okay", "quebeck": "quebec",
-    "oneplus": "one plus", "whisky": "whiskey", "xray": "x ray", "good bye": "goodbye", "o clock": "o'clock",
+    "oneplus": "one plus", "whisky": "whiskey", "xray": "x ray", "good bye": "goodbye",
+    "o clock": "o'clock",
 }  # fmt: skip
 CONTRACTIONS = {
     "can't": "can not", "won't": "will not", "shan't": "shall not", "let's": "let us",
