@@ -49,12 +49,12 @@ class MimiState(State):
 
 
 @dataclass
-class Autoencoded:
-    """What `Mimi.autoencode` gives to the training loss."""
+class Bottleneck:
+    """What `Mimi.bottleneck` gives to the training losses."""
 
-    wav: Tensor  # [B, 1, S]
+    latent: Tensor  # [B, D, T]: what `decode_latent` hears, straight-through
     codes: Tensor  # [B, Q, T]
-    semantic: Tensor  # [B, T, D]: output of the semantic branch, straight-through
+    semantic: Tensor  # [B, T, D]: the semantic branch's part of it
     commitment: Tensor  # scalar
 
 
@@ -192,7 +192,7 @@ class Mimi(nn.Module):
         """codes long[B, n, T], 1 ≤ n ≤ Q -> wav [B, 1, T · 1920]. Codes must be < C."""
         return self.decode_latent(self.quantizer.decode(codes), state, active)
 
-    def autoencode(
+    def bottleneck(
         self,
         wav: Tensor,
         *,
@@ -200,20 +200,20 @@ class Mimi(nn.Module):
         counts: Tensor | None = None,
         decay: float = 0.99,
         min_usage: float = 0.1,
-        part: tuple[Tensor, Tensor, int] | None = None,
         generator: torch.Generator,
-    ) -> Autoencoded:
-        """Training pass (paper §3.3): wav [B, 1, S] -> reconstruction; in training mode
+    ) -> Bottleneck:
+        """Training pass up to the quantised latent (paper §3.3): wav [B, 1, S]; in training mode
         the codebooks learn on the way, once they have values (`quantizer.fit`).
 
         quantize bool[B]: False skips quantisation for that item; counts long[B]: how many codebooks
-        (1…Q) that item uses (quantiser dropout). part: items long[N], first frames long[N] and a
-        number of frames: only these stretches are decoded, wav [N, 1, frames · 1920].
+        (1…Q) that item uses (quantiser dropout).
         """
         B, vq = len(wav), self.quantizer
         first, total = self.config.quantizer.semantic, self.config.quantizer.codebooks
-        quantize = torch.ones(B, dtype=torch.bool) if quantize is None else quantize
-        counts = torch.full((B,), total) if counts is None else counts
+        quantize = (
+            torch.ones(B, dtype=torch.bool, device=wav.device) if quantize is None else quantize
+        )
+        counts = torch.full((B,), total, device=wav.device) if counts is None else counts
         latent = self.encode_latent(wav)
         semantic = vq.semantic.train_step(
             latent, quantize, counts.clamp(max=first), decay, min_usage, generator
@@ -223,12 +223,8 @@ class Mimi(nn.Module):
         )
         some = (counts > first)[:, None, None] | ~quantize[:, None, None]
         out = semantic.latent + acoustic.latent * some
-        if part is not None:
-            items, first_frames, frames = part
-            at = first_frames[:, None] + torch.arange(frames, device=out.device)  # [N, frames]
-            out = out.transpose(1, 2)[items[:, None], at].transpose(1, 2)
-        return Autoencoded(
-            self.decode_latent(out)[..., : wav.shape[-1]],
+        return Bottleneck(
+            out,
             torch.cat([semantic.codes, acoustic.codes], 1),
             semantic.latent.transpose(1, 2),
             semantic.commitment + acoustic.commitment,

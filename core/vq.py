@@ -186,7 +186,9 @@ class ResidualVq(nn.Module):
                 loss = loss / (z.detach().var() + EPS)  # whatever the latent's scale
                 straight = z + ((total - z) * quantize[:, None, None]).detach()
             else:
-                codes = [torch.zeros(z.shape[:2], dtype=torch.long)] * len(self.layers)
+                codes = [torch.zeros(z.shape[:2], dtype=torch.long, device=z.device)] * len(
+                    self.layers
+                )
             latent = F.conv1d(straight.transpose(1, 2), self.output_proj.weight)
         return Quantized(latent, torch.stack(codes, 1), loss / len(self.layers))
 

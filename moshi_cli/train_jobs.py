@@ -48,9 +48,10 @@ class Training:
 
     def show(self) -> None:
         """The whole recipe, and as comments what it trains, hears and needs."""
-        from moshi_cli.tasks.assembly import assemble, place
+        from moshi_cli.core.weights import pick_device
+        from moshi_cli.tasks.assembly import assemble
 
-        device = place(self.recipe)
+        device = pick_device(self.recipe.run.device)
         nothing_made = replace(self.recipe, run=replace(self.recipe.run, encode=False))
         assembly = assemble(nothing_made, device, BUILTIN)
         self.console.text(dump(self.recipe))
@@ -60,11 +61,12 @@ class Training:
     def run(self, stop_after: int | None) -> int:
         """Train; exit code 130 if it was interrupted."""
         from moshi_cli.tasks import parallel
-        from moshi_cli.tasks.assembly import assemble, place
+        from moshi_cli.core.weights import pick_device
+        from moshi_cli.tasks.assembly import assemble
         from moshi_cli.tasks.train import train
 
         run, folder = self.recipe.run, self.recipe.folder
-        with parallel.joined(place(self.recipe)) as device:
+        with parallel.joined(pick_device(self.recipe.run.device)) as device:
             chief = parallel.rank() == 0
             console = self.console if chief else Console("train", quiet=True)
             self.refuse_another_run(folder)

@@ -68,16 +68,6 @@ def assemble(recipe: Recipe, device: torch.device, builtin: Path) -> Assembly:
     return Assembly(recipe, model, objective, data)
 
 
-def place(recipe: Recipe) -> torch.device:
-    """The device of a recipe. UsageError for the codec on anything but the CPU."""
-    wanted = recipe.run.device
-    if isinstance(recipe.stage, CodecStage):
-        if wanted not in ("auto", "cpu"):
-            raise UsageError(f"run.device: the codec is trained on the CPU, not on {wanted!r}")
-        wanted = "cpu"
-    return weights.pick_device(wanted)
-
-
 def adjusted(recipe: Recipe, model: Model) -> Recipe:
     """The recipe as it is for this model, which is changed where the stage says so."""
     stage = recipe.stage

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 
@@ -191,6 +191,11 @@ class Batch:
     text: Tensor | None = None  # long[B, T]: tokens where their words start; -100: not known
     spans: Tensor | None = None  # long[B, T]: tokens as long as their words last; -100: not known
     clean: Tensor | None = None  # bool[B]: worth reconstructing; None: all are
+
+    def to(self, device: torch.device) -> Batch:
+        """The same, there."""
+        parts = (getattr(self, f.name) for f in fields(self))
+        return Batch(*(None if part is None else part.to(device) for part in parts))  # type: ignore
 
 
 class Windows:

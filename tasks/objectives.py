@@ -16,14 +16,16 @@ from moshi_cli.core.losses import (
     distillation_loss,
     feature_loss,
 )
-from moshi_cli.core.mimi import Autoencoded, Mimi
+from moshi_cli.core.mimi import Bottleneck, Mimi
 from moshi_cli.tasks.data import Batch, Windows
+from moshi_cli.tasks.readout import Readout
 from moshi_cli.tasks.recogniser import Recogniser
 from moshi_cli.tasks.stages import CodecStage, Shape
 from moshi_cli.tasks.train import step_generator
 from moshi_cli.tasks.utterances import Utterances
 
 Part = tuple[Tensor, Tensor, int]  # items, first frames, frames: what is decoded of a batch
+AUDIBLE = ("mel", "stft", "wave", "listener", "adversarial")  # losses of the decoded sound
 
 
 def pick_shape(shapes: tuple[Shape, ...], generator: torch.Generator) -> Shape:
@@ -44,19 +46,24 @@ class CodecObjective:
         listener: nn.Module | None = None,
     ):
         self.stage, self.mimi, self.windows = stage, mimi, windows
+        self.device = next(mimi.parameters()).device
         self.modules: dict[str, nn.Module] = {"mimi": mimi}
         if stage.critics_from < 1:
             self.modules["critics"] = Discriminator(critics)
         if windows.width is not None and stage.losses.get("distillation"):
             width = mimi.config.seanet.dim
             self.modules["projection"] = nn.Linear(width, windows.width)
-            self.teacher = windows.teacher()
+            self.teacher = tuple(x.to(self.device) for x in windows.teacher())
         if isinstance(windows, Utterances) and windows.text and stage.losses.get("recognition"):
             width, classes = mimi.config.seanet.dim, windows.text.size
             self.modules["recogniser"] = Recogniser(width, classes, delay=stage.hears_after)
+        if stage.losses.get("envelope") or stage.losses.get("pitch"):
+            width = mimi.config.seanet.dim
+            self.modules["readout"] = Readout(width, mimi.sample_rate, mimi.frame_samples)
+        self.audible = any(stage.losses.get(name) for name in AUDIBLE)
         spectra = {"mel": True, "stft": False}
         self.spectral = {
-            name: SpectralLoss(mimi.sample_rate, mel=mel, floor=stage.floor)
+            name: SpectralLoss(mimi.sample_rate, mel=mel, floor=stage.floor).to(self.device)
             for name, mel in spectra.items() if stage.losses.get(name)
         }  # fmt: skip
         self.listener = listener  # (made, real) wav -> scalar: how differently it hears them
@@ -72,13 +79,16 @@ class CodecObjective:
         self.mimi.quantizer.refresh()
 
     def draw(self, generator: torch.Generator) -> Batch:
+        """A batch of one of the shapes, where the codec is."""
         shape = pick_shape(self.stage.shapes, generator)
         frames = round(shape.window_s * self.mimi.frame_rate)
         if isinstance(self.windows, Utterances):
-            return self.windows.draw(frames, shape.batch, generator)
-        return self.windows.draw(
-            frames, shape.batch, generator, self.stage.gain_db, self.stage.tries
-        )
+            batch = self.windows.draw(frames, shape.batch, generator)
+        else:
+            batch = self.windows.draw(
+                frames, shape.batch, generator, self.stage.gain_db, self.stage.tries
+            )
+        return batch.to(self.device)
 
     def backward(self, step: int, progress: float) -> dict[str, float]:
         stage, mimi = self.stage, self.mimi
@@ -93,82 +103,94 @@ class CodecObjective:
         fewer = torch.rand(B, generator=g) < stage.dropout
         counts = torch.randint(1, total + 1, (B,), generator=g)
         counts = torch.where(fewer, counts, total)
-        part, real = self.cut(batch, g)
-        with torch.autocast("cpu", torch.bfloat16, enabled=stage.bf16):
-            out = self.reconstruct(batch.wav, quantize, counts, part, g)
-        made = out.wav.float()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=stage.bf16):
+            out = self.reduce(batch.wav, quantize.to(self.device), counts.to(self.device), g)
+        metrics = {"audio_s": batch.wav.numel() / mimi.sample_rate}
+        metrics["commitment"] = out.commitment.item()
+        inner = self.teach(batch, out, metrics)
+        if not self.audible:
+            inner.backward()
+            return metrics
+        (items, first, frames), real = self.cut(batch, g)
+        at = first[:, None] + torch.arange(frames, device=self.device)  # [N, frames]
+        latent = out.latent.transpose(1, 2)[items[:, None], at].transpose(1, 2)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=stage.bf16):
+            made = mimi.decode_latent(latent).float()
         leaf = made.detach().requires_grad_()
         losses = {name: loss(leaf, real) for name, loss in self.spectral.items()}
         if stage.losses.get("wave"):
             losses["wave"] = (leaf - real).abs().mean() / (real.abs().mean() + 1e-4)
         if self.listener is not None and stage.losses.get("listener"):
             losses["listener"] = self.listener(leaf, real)
-        metrics = {name: loss.item() for name, loss in losses.items()}
-        metrics["audio_s"] = batch.wav.numel() / mimi.sample_rate
+        metrics |= {name: loss.item() for name, loss in losses.items()}
         if late:
             critics, seen = self.judge(real, leaf, g)
             metrics |= seen
             if progress >= stage.critics_from + stage.critics_ramp:
                 losses["critics"] = critics
         grad = self.balancer.gradient(losses, leaf)
-        inner = stage.losses.get("commitment", 0.0) * out.commitment.float()
-        metrics["commitment"] = out.commitment.item()
-        if "projection" in self.modules and batch.features is not None:
-            student = self.modules["projection"](out.semantic.float())
-            mean, scale = self.teacher
-            present = batch.features.abs().amax(-1, keepdim=True) > 0
-            distilled = distillation_loss(student, (batch.features - mean) / scale * present)
-            inner = inner + stage.losses["distillation"] * distilled
-            metrics["distillation"] = distilled.item()
-        if "recogniser" in self.modules and batch.text is not None:
-            listener = cast("Recogniser", self.modules["recogniser"])
-            with torch.autocast("cpu", torch.bfloat16, enabled=stage.bf16):
-                assert batch.spans is not None
-                heard, right, during = listener.loss(
-                    out.semantic, batch.text, batch.spans, stage.losses.get("pad", 0.2)
-                )
-            inner = inner + stage.losses["recognition"] * heard
-            metrics |= {"recognition": heard.item(), "heard": right.item(), "during": during.item()}
         if inner.requires_grad:
             torch.autograd.backward([made, inner], [grad, None])
         else:  # the codes are fixed
             made.backward(grad)
         return metrics
 
+    def teach(self, batch: Batch, out: Bottleneck, metrics: dict[str, float]) -> Tensor:
+        """The losses of the bottleneck itself, weighted; told in `metrics`."""
+        weights = self.stage.losses
+        inner = weights.get("commitment", 0.0) * out.commitment.float()
+        if "projection" in self.modules and batch.features is not None:
+            student = self.modules["projection"](out.semantic.float())
+            mean, scale = self.teacher
+            present = batch.features.abs().amax(-1, keepdim=True) > 0
+            distilled = distillation_loss(student, (batch.features - mean) / scale * present)
+            inner = inner + weights["distillation"] * distilled
+            metrics["distillation"] = distilled.item()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.stage.bf16):
+            if "readout" in self.modules:
+                readout = cast("Readout", self.modules["readout"])
+                envelope, pitch = readout.loss(out.latent.transpose(1, 2), batch.wav)
+                inner = inner + weights.get("envelope", 0.0) * envelope
+                inner = inner + weights.get("pitch", 0.0) * pitch
+                metrics |= {"envelope": envelope.item(), "pitch": pitch.item()}
+            if "recogniser" in self.modules and batch.text is not None:
+                listener = cast("Recogniser", self.modules["recogniser"])
+                assert batch.spans is not None
+                heard, right, during = listener.loss(
+                    out.semantic, batch.text, batch.spans, weights.get("pad", 0.2)
+                )
+                inner = inner + weights["recognition"] * heard
+                metrics |= {"recognition": heard.item(), "heard": right.item()}
+                metrics["during"] = during.item()
+        return inner
+
     def cut(self, batch: Batch, generator: torch.Generator) -> tuple[Part, Tensor]:
         """What of a batch is decoded: items, first frames, frames; and its audio [N, 1, S]."""
         hop, total = self.mimi.frame_samples, batch.wav.shape[-1] // self.mimi.frame_samples
-        clean = torch.ones(len(batch.wav)) if batch.clean is None else batch.clean.float()
+        clean = torch.ones(len(batch.wav)) if batch.clean is None else batch.clean.float().cpu()
         items = clean.nonzero()[:, 0] if clean.any() else torch.zeros(1, dtype=torch.long)
         frames = total
         if self.stage.crop_s is not None:
             frames = min(round(self.stage.crop_s * self.mimi.frame_rate), total)
         first = torch.randint(total - frames + 1, (len(items),), generator=generator)
-        at = first[:, None] * hop + torch.arange(frames * hop)  # [N, S]
+        items, first = items.to(self.device), first.to(self.device)
+        at = first[:, None] * hop + torch.arange(frames * hop, device=self.device)  # [N, S]
         return (items, first, frames), batch.wav[:, 0][items[:, None], at][:, None]
 
-    def reconstruct(
-        self,
-        wav: Tensor,
-        quantize: Tensor,
-        counts: Tensor,
-        part: Part,
-        generator: torch.Generator,
-    ) -> Autoencoded:
-        """`Mimi.autoencode`; with a frozen encoder the codes are fixed and only decoding learns."""
+    def reduce(
+        self, wav: Tensor, quantize: Tensor, counts: Tensor, generator: torch.Generator
+    ) -> Bottleneck:
+        """`Mimi.bottleneck`; with a frozen encoder the codes are fixed and only decoding learns."""
         mimi = self.mimi
         if any(p.requires_grad for p in mimi.encoder.parameters()):
             decay = self.stage.codebook_decay
-            return mimi.autoencode(
-                wav, quantize=quantize, counts=counts, decay=decay, part=part, generator=generator
+            return mimi.bottleneck(
+                wav, quantize=quantize, counts=counts, decay=decay, generator=generator
             )
-        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             codes = mimi.encode(wav)
             latent = mimi.quantizer.decode(codes)  # [B, D, T]
-            at = part[1][:, None] + torch.arange(part[2])
-            latent = latent.transpose(1, 2)[part[0][:, None], at].transpose(1, 2)
-        made = mimi.decode_latent(latent)
-        return Autoencoded(made, codes, made.new_zeros(0), made.new_zeros(()))
+        return Bottleneck(latent, codes, latent.new_zeros(0), latent.new_zeros(()))
 
     @torch.no_grad()
     def latents(self, count: int, generator: torch.Generator) -> Tensor:
@@ -190,7 +212,7 @@ class CodecObjective:
         at = int(torch.randint(real.shape[-1] - size + 1, (), generator=generator))
         pair = torch.cat([real[..., at : at + size], leaf[..., at : at + size]])
         critics = self.modules["critics"]
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.stage.bf16):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.stage.bf16):
             true, fake = critics(pair).split(len(real))
         hinge = discriminator_loss(true, fake)
         params = [p for p in critics.parameters() if p.requires_grad]

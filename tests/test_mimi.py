@@ -1,4 +1,4 @@
-"""Mimi: any chunking equals offline, slots are independent, and autoencode learns."""
+"""Mimi: any chunking equals offline, slots are independent, and its bottleneck learns."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_a_saved_slot_continues_elsewhere(mimi: Mimi) -> None:
     torch.testing.assert_close(rest, whole[1:, :, 3:], atol=2e-5, rtol=0)
 
 
-def test_autoencode_learns_codebooks_and_passes_gradients() -> None:
+def test_bottleneck_learns_codebooks_and_passes_gradients() -> None:
     torch.manual_seed(0)
     mimi = Mimi(TINY)
     rng = torch.Generator().manual_seed(0)
@@ -126,8 +126,8 @@ def test_autoencode_learns_codebooks_and_passes_gradients() -> None:
     optimiser = torch.optim.Adam(mimi.parameters(), 3e-3)
     losses = []
     for _ in range(12):
-        out = mimi.autoencode(wav, generator=rng)
-        loss = (out.wav - wav).square().mean() + out.commitment
+        out = mimi.bottleneck(wav, generator=rng)
+        loss = (mimi.decode_latent(out.latent) - wav).square().mean() + out.commitment
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -139,11 +139,11 @@ def test_autoencode_learns_codebooks_and_passes_gradients() -> None:
     assert not missing
     counts = torch.tensor([1, 2, 4, 4])
     quantize = torch.tensor([True, True, True, False])
-    mimi.autoencode(wav, quantize=quantize, counts=counts, generator=rng)
+    mimi.bottleneck(wav, quantize=quantize, counts=counts, generator=rng)
     mimi.eval()
     mimi.eval()  # codebooks rest, and what training decodes is what decode() gives
     with torch.no_grad():
-        trained = mimi.autoencode(wav, generator=rng)
+        trained = mimi.bottleneck(wav, generator=rng)
         codes = mimi.encode(wav)
         assert torch.equal(codes, trained.codes)
-        torch.testing.assert_close(mimi.decode(codes), trained.wav)
+        torch.testing.assert_close(mimi.decode(codes), mimi.decode_latent(trained.latent))

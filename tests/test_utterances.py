@@ -15,14 +15,16 @@ from conftest import TINY_MIMI
 
 from moshi_cli.core.config import ModelConfig
 from moshi_cli.core.errors import UsageError
+from moshi_cli.core.losses import mel_filters
 from moshi_cli.core.mimi import Mimi
 from moshi_cli.core.text import PAD, Text
 from moshi_cli.core.weights import Model, save
 from moshi_cli.tasks import plans
 from moshi_cli.tasks.augment import Augment, colored_noise, resample, spoil
 from moshi_cli.tasks.cache import Cache, Hiss, write_cache
-from moshi_cli.tasks.data import Pack, Row
+from moshi_cli.tasks.data import Pack, Row, Windows
 from moshi_cli.tasks.objectives import CodecObjective
+from moshi_cli.tasks.readout import Readout
 from moshi_cli.tasks.recogniser import Recogniser, late_loss
 from moshi_cli.tasks.stages import CodecStage, Flow, Shape, Source
 from moshi_cli.tasks.train import Run
@@ -164,7 +166,7 @@ def test_the_words_reach_the_encoder_through_one_codebook(folder: Path, tiny_tex
     assert isinstance(listener, Recogniser)
     mimi.zero_grad()
     batch = objective.windows.draw(20, 2, torch.Generator().manual_seed(0))  # type: ignore[call-arg]
-    out = mimi.autoencode(batch.wav, generator=torch.Generator().manual_seed(0))
+    out = mimi.bottleneck(batch.wav, generator=torch.Generator().manual_seed(0))
     assert batch.text is not None and batch.spans is not None
     listener.loss(out.semantic, batch.text, batch.spans, 0.2)[0].backward()
     assert mimi.encoder.layers[0].weight.grad.abs().sum() > 0
@@ -242,3 +244,35 @@ def test_long_silences_follow_clips(folder: Path, tiny_text: Text) -> None:
     words = Utterances([Source(str(folder))], tiny_text, flow, PLAIN).window(75, draws()).words
     starts = [start for _, start, _ in words]
     assert np.diff(starts) == pytest.approx(1.6 + 1.0, abs=1e-6)
+
+
+def test_envelope_and_pitch_are_read_out_of_the_latent(folder: Path) -> None:
+    stage = CodecStage(
+        name="codec", mix=(Source(str(folder)),), shapes=(Shape(0.64, 4),), steps=60, lr=1e-2,
+        warmup_steps=1, quantize_from=1.0, critics_from=1.0, gain_db=(0.0, 0.0),
+        losses={"envelope": 1.0, "pitch": 0.5, "commitment": 0.2},
+    )  # fmt: skip
+    torch.manual_seed(0)
+    mimi = Mimi(TINY_MIMI)
+    mimi.init_weights(torch.Generator().manual_seed(0))
+    before = {name: p.clone() for name, p in mimi.named_parameters()}
+    run = Run(stage, CodecObjective(stage, mimi, Windows([Source(str(folder))])))
+    seen = [run.advance()["envelope"] for _ in range(60)]
+    assert sum(seen[-5:]) < 0.5 * sum(seen[:5])
+    moved = {name.split(".")[0] for name, p in mimi.named_parameters() if (p != before[name]).any()}
+    assert "encoder" in moved and "quantizer" in moved and "decoder" not in moved  # nobody listens
+
+
+def test_a_tone_has_its_period_in_the_correlation() -> None:
+    readout = Readout(16, 24_000, 1920)
+    t = torch.arange(4 * 1920) / 24_000
+    wav = (0.3 * torch.sin(2 * torch.pi * 150 * t))[None, None]
+    r = readout.correlation(wav)
+    assert r.shape == (1, 4, 4, 82)
+    assert int(r[0, 2, 1].argmax()) + readout.first == 40  # 6000 / 150
+    assert r[0, 2, 1].max() == pytest.approx(1, abs=0.02)
+    mel = readout.envelope(wav).reshape(4, 8, 40)
+    filters = mel_filters(321, 40, 24_000)
+    assert mel[2, 3].argmax() == filters[round(150 / 37.5)].argmax()
+    silent = readout.envelope(torch.zeros(1, 1, 1920))
+    assert torch.allclose(silent, torch.full_like(silent, -2.9957), atol=1e-3)  # ln of 1/20

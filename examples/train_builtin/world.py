@@ -6,6 +6,8 @@ import json
 import random
 from pathlib import Path
 
+from sentences import open_sentence
+
 DIGITS = "zero one two three four five six seven eight nine".split()
 TEENS = "ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen".split()
 TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
@@ -72,6 +74,8 @@ def sentence(rng: random.Random, kind: str, turn: int, order_seed: str) -> tuple
     Questions and answers go round all pairs before one comes again. A few world utterances are
     answers (other people say such sentences too), a few of our own voice are questions.
     """
+    if kind.endswith("open"):
+        return open_sentence(rng), None
     pairs = load_dialogues()
     if kind in ("question", "moshi-answer"):
         order = list(range(len(pairs)))

@@ -1,0 +1,108 @@
+"""Open sentences: what people write to each other, examples of a dictionary, facts.
+
+Read from three packages that teachers.sh puts in place: chitchat-dataset (MIT), WordNet's examples
+(WordNet licence) and randfacts (MIT). Every sentence can be spoken as it is written: letters and
+plain punctuation, 3 to 30 words. One in forty is kept for the test set and one for the dev set,
+by its own hash, so that no corpus of any seed holds them.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import random
+import re
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+TEACHERS = Path(os.environ.get("TEACHERS", Path.home() / "teachers"))
+WORDNET = Path("/usr/share/wordnet")
+SHARES = {"chitchat": 0.65, "facts": 0.2, "wordnet": 0.15}
+SPLITS = {0: "test", 1: "dev"}  # of 40
+CONTRACTIONS = {
+    short.replace("'", "").lower(): short
+    for short in (
+        "don't can't won't I'm I've didn't that's what's you're isn't doesn't haven't wasn't "
+        "couldn't wouldn't shouldn't aren't they're there's you've"
+    ).split()
+}
+LEFT_OUT = re.compile(  # slurs and obscenities are not taught
+    r"\b(fuck|shit|bitch|cunt|dick|cock|pussy|whore|slut|nigg|fag|rape|porn|penis|vagina)\w*", re.I
+)
+SPEAKABLE = re.compile(r"[A-Za-z][A-Za-z ,.'!?;:-]*")
+# An acronym, a letter on its own, or punctuation in a row has no one way to be said.
+UNSPEAKABLE = re.compile(r"\b[A-Z]{2,}\b|[.,;:!?]{2,}|(?:^|\s)[b-hj-zB-HJ-Z](?=\W|$)(?!')")
+
+
+def tidy(text: str) -> str:
+    """One sentence with plain quotes, a capital, a full stop and the commonest apostrophes."""
+    text = text.translate({0x2019: "'", 0x201C: None, 0x201D: None, ord('"'): None})
+    words = text.split()
+    for i, word in enumerate(words):
+        bare = word.rstrip(".,;:!?")
+        if bare == "i":
+            words[i] = "I" + word[1:]
+        elif bare.lower() in CONTRACTIONS:
+            words[i] = CONTRACTIONS[bare.lower()] + word[len(bare) :]
+    text = " ".join(words)
+    text = text[:1].upper() + text[1:]
+    return text if not text or text[-1] in ".!?" else text + "."
+
+
+def speakable(text: str) -> bool:
+    return (
+        3 <= len(text.split()) <= 30
+        and len(text) < 220
+        and SPEAKABLE.fullmatch(text) is not None
+        and not UNSPEAKABLE.search(text)
+        and not LEFT_OUT.search(text)
+    )
+
+
+def _chitchat() -> Iterator[str]:
+    path = TEACHERS / "text" / "chitchat_dataset" / "dataset.json"
+    for talk in json.loads(path.read_text()).values():
+        for turn in talk["messages"]:
+            whole = " ".join(message["text"] for message in turn)
+            yield from re.split(r"(?<=[.!?])\s+", whole)
+
+
+def _wordnet() -> Iterator[str]:
+    for path in sorted(WORDNET.glob("data.*")):
+        for line in path.read_text(errors="replace").splitlines():
+            yield from re.findall(r'"([^"]+)"', line.partition("|")[2])
+
+
+def _facts() -> Iterator[str]:
+    yield from (TEACHERS / "text" / "randfacts" / "safe.txt").read_text().splitlines()
+
+
+SOURCES = {"chitchat": _chitchat, "facts": _facts, "wordnet": _wordnet}
+
+
+def split_of(text: str) -> str:
+    """train, dev or test: a sentence is in the same one whatever its capitals and commas."""
+    key = re.sub(r"[^a-z]", "", text.lower())
+    return SPLITS.get(zlib.crc32(key.encode()) % 40, "train")
+
+
+@functools.cache
+def pool(source: str, split: str) -> tuple[str, ...]:
+    """The speakable sentences of a source that are in a split, each once."""
+    tidied = dict.fromkeys(tidy(text) for text in SOURCES[source]())
+    return tuple(text for text in tidied if speakable(text) and split_of(text) == split)
+
+
+def open_sentence(rng: random.Random, split: str = "train") -> str:
+    source = rng.choices(list(SHARES), list(SHARES.values()))[0]
+    return rng.choice(pool(source, split))
+
+
+if __name__ == "__main__":
+    for name in SOURCES:
+        for part in ("train", "dev", "test"):
+            texts = pool(name, part)
+            words = sum(len(text.split()) for text in texts)
+            print(name, part, len(texts), "sentences", words, "words")
