@@ -50,14 +50,15 @@ def prepare(stage: LmStage, model: Model) -> LmStage:
         raise ModelError(f"{model.name}: a codec alone has no language model to train")
     lags = {**LAGS, **model.config.lags, **stage.lag_s}
     for name in tasks_of(stage):
-        task = replace(TASKS[name], lag_s=lags[name])
-        DelayPattern.of(task, lm.config)
         words = known_lags(lm.config)
-        if words and str(task.lag_frames) not in words:
-            raise ModelError(
-                f"{model.name}: it cannot be told the lag of {name!r}, {task.lag_frames} frames",
-                hint="it knows " + ", ".join(words),
-            )
+        others = stage.other_lags_s.get(name, ())
+        for lag_s in (lags[name], *others):
+            task = replace(TASKS[name], lag_s=lag_s)
+            DelayPattern.of(task, lm.config)
+            if (words or lag_s != lags[name]) and str(task.lag_frames) not in words:
+                told = f"{model.name}: it cannot be told the lag of {name!r}"
+                known = "it knows " + (", ".join(words) or "none but its own")
+                raise ModelError(f"{told}, {task.lag_frames} frames", known)
     stage = replace(stage, lag_s=lags)
     if stage.lora is None:
         return stage

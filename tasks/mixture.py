@@ -56,7 +56,8 @@ def open_takes(source: Source, stage: LmStage, model: Model) -> LmSource:
     """Caches that `moshi data encode` made."""
     assert model.lm is not None and model.text is not None
     cache = Cache(source.folder, model.mimi.num_codebooks)
-    samples = Samples(cache, model.text, model.lm.config, stage.lag_s, stage.casting)
+    lags = stage.lag_s, stage.casting, stage.other_lags_s
+    samples = Samples(cache, model.text, model.lm.config, *lags)
     return Takes(samples, stage.tasks)
 
 

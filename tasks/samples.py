@@ -47,6 +47,7 @@ class Samples:
         lm: LmConfig,
         lag_s: Mapping[str, float],
         casting: Casting | None = None,
+        other_lags_s: Mapping[str, Sequence[float]] | None = None,
     ):
         self.cache, self.text, self.lm = cache, text, lm
         self.casting = c = casting or Casting()
@@ -55,7 +56,11 @@ class Samples:
             for task in (ASR, TTS, CHAT)
             if task.name in lag_s
         }
-        self.patterns = {name: DelayPattern.of(task, lm) for name, task in self.tasks.items()}
+        others = other_lags_s or {}
+        self.others = {
+            name: [replace(task, lag_s=lag) for lag in others.get(name, ())]
+            for name, task in self.tasks.items()
+        }
         takes = cache.takes
         self.silence = next((t for t in takes if t.kind == SILENCE), None)
         self.hiss = [t for t in takes if t.kind == HISS]
@@ -171,13 +176,21 @@ class Samples:
         odds = torch.tensor([float(shares[name]) for name in names])
         picked = torch.multinomial(odds, batch, replacement=True, generator=generator)
         drawn = [names[i] for i in picked.tolist()]
-        parts = []
+        parts, lags = [], []
         for name in drawn:
-            pattern = self.patterns[name]
+            task = self.timed(name, generator)
+            pattern = DelayPattern.of(task, self.lm)
             grid = self.grid(name, frames, generator)[None]
             parts.append(learnable(pattern.shift(grid, frames), pattern))
-        lags = [str(self.tasks[name].lag_frames) for name in drawn]
+            lags.append(str(task.lag_frames))
         return LmBatch(join_shifted(parts), lags, drawn)
+
+    def timed(self, name: str, generator: torch.Generator) -> Task:
+        """A task with its own lag, or as often with one of its others."""
+        others = self.others[name]
+        if not others or float(torch.rand((), generator=generator)) < 0.5:
+            return self.tasks[name]
+        return others[int(torch.randint(len(others), (), generator=generator))]
 
 
 def blank_share(batch: LmBatch) -> float:

@@ -175,6 +175,8 @@ class LmStage(Stage):
     )  # share of each task
     lag_s: dict[str, float] = field(default_factory=dict)  # > 0: text trails the voice; a task that
     # is not named has the lag that the model was trained with (finetune.prepare)
+    other_lags_s: dict[str, tuple[float, ...]] = field(default_factory=dict)  # more lags of a task;
+    # half of its samples of takes have its own, the others one of these
     hide: float = 0.0  # probability that a code is not seen as input
     narrow: float = 0.0  # … that of a voice, for a whole item, only the first codebooks are seen
     narrow_given: float = 0.0  # … the same, for a voice that the task gives

@@ -16,14 +16,17 @@ import torch
 from conftest import TINY_LM, TINY_MIMI
 from torch import Tensor, nn
 
+from moshi_cli.core.config import ModelConfig
 from moshi_cli.core.discriminators import DiscriminatorConfig
-from moshi_cli.core.errors import InputError, MoshiError
+from moshi_cli.core.errors import InputError, ModelError, MoshiError
 from moshi_cli.core.lm import MoshiLm
 from moshi_cli.core.mimi import Mimi
 from moshi_cli.core.streams import ZERO
 from moshi_cli.core.text import PAD, Text
+from moshi_cli.core.weights import Model
 from moshi_cli.tasks.cache import Cache, Clip, Variant, write_cache
 from moshi_cli.tasks.data import Pack, Windows
+from moshi_cli.tasks.finetune import prepare
 from moshi_cli.tasks.lm_objective import LmObjective
 from moshi_cli.tasks.objectives import CodecObjective
 from moshi_cli.tasks.optimizers import orthogonalized
@@ -324,6 +327,32 @@ def test_samples_put_words_and_voices_in_their_streams(cache: Path, tiny_text: T
         assert wanted[1:5].any() == (name != "asr")
         assert not wanted[5:].any()
         assert batch.lags[row] == {"asr": "3", "tts": "-2", "chat": "0"}[name]
+
+
+def test_a_task_learns_at_several_lags(cache: Path, tiny_text: Text) -> None:
+    others = {"asr": (0.0, 0.48)}
+    samples = Samples(Cache(cache, 4), tiny_text, TINY_LM, LAGS, None, others)
+    batch = samples.batch({"asr": 1, "tts": 1}, 30, 64, torch.Generator().manual_seed(0))
+    asr = [lag for lag, name in zip(batch.lags, batch.names, strict=True) if name == "asr"]
+    assert {"0", "3", "6"} == set(asr) and len(asr) / 3 < asr.count("3") < len(asr) * 2 / 3
+    assert {lag for lag, name in zip(batch.lags, batch.names, strict=True) if name == "tts"} == {
+        "-2"
+    }
+    text = torch.where(batch.shifted.mask[:, 0], batch.shifted.targets[:, 0], PAD)
+    words: dict[str | None, list[int]] = {}
+    for row, (lag, name) in enumerate(zip(batch.lags, batch.names, strict=True)):
+        if name == "asr":  # the later the text, the later its first word can be
+            first = int((text[row] > PAD).nonzero()[0, 0])
+            words.setdefault(lag, []).append(first)
+    assert min(words["0"]) < min(words["3"]) < min(words["6"])
+
+
+def test_a_lag_that_no_condition_names_is_refused(
+    tiny_mimi: Mimi, tiny_lm: MoshiLm, cache: Path
+) -> None:
+    model = Model(tiny_mimi, tiny_lm, None, ModelConfig(lm=TINY_LM), "tiny")
+    with pytest.raises(ModelError, match="cannot be told the lag of 'asr', 25 frames"):
+        prepare(lm_stage(cache, other_lags_s={"asr": (2.0,)}), model)
 
 
 def test_seeded_tables_follow_the_codebooks(tiny_mimi: Mimi, tiny_lm: MoshiLm) -> None:
