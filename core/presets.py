@@ -112,16 +112,17 @@ TTS_075B = ModelConfig(
     mimi_file=NEW_MIMI, text_file="tokenizer_spm_8k_en_fr_audio.model",
 )  # fmt: skip
 
-LAGS = ("-8", "0", "8")  # words of the `lag` condition, frames: speak, converse, listen
-# The built-in model: one set of weights for asr, tts and chat, told the lag; 16 M parameters.
+# Words of the `lag` condition, frames: speak, converse, listen with more and more delay.
+LAGS = ("-8", "0", "4", "8", "16", "31")
+# The built-in model: one set of weights for asr, tts and chat, told the lag; 23 M parameters.
 MOSHI_NANO = ModelConfig(
     mimi=MIMI_NANO,
     lm=LmConfig(
-        temporal=temporal(256, 4, 6, 250, 10_000),
+        temporal=temporal(384, 6, 6, 250, 10_000),
         depth=DepthConfig(
             144, 4, 3, 594, (0, 1, 2, 3, 4, 4, 5, 5), (0, 1, 2, 3, 4, 4, 5, 5), low_rank=64
         ),
-        n_q=16, dep_q=8, delays=delays(1, 8, 8), text_vocab=500, text_classes=500, low_rank=64,
+        n_q=16, dep_q=8, delays=delays(1, 8, 8), text_vocab=2000, text_classes=2000, low_rank=64,
         conditions=(ConditionConfig("lag", "lut", 16, len(LAGS), LAGS),),
         fuser=FuserConfig(sum=("lag",)),
     ),

@@ -4,8 +4,9 @@ Every FOLDER has a manifest.jsonl. Writes OUT/pcm.i16 (24 kHz mono; every clip i
 zeros to whole frames of 1920 samples) and OUT/index.jsonl, a row per clip: id, kind, voice, text,
 words [[word, start_s, end_s]], qa, offset_samples, samples (without the padding).
 `moshi data features` adds feat.f16. Clips of a folder named *-noisy get kinds noisy-*: good for
-recognition, not for learning to sound. Open sentences that belong to the dev or test set are left
-out, whoever says them (see sentences.py). --without makes a pack of what came since earlier packs.
+recognition, not for learning to sound. Open sentences of a folder named cheap* get kinds cheap-*;
+those that belong to the dev or test set are left out, whoever says them (see sentences.py).
+--without makes a pack of what came since earlier packs.
 """
 
 from __future__ import annotations
@@ -33,8 +34,10 @@ def read_rows(folder: Path, skip: set[str]) -> Iterator[dict]:
             continue
         kind, text = row.get("kind", folder.name), row.get("text", "")
         words = row.get("words") or []
-        if kind.endswith(OPEN) and split_of(text) != "train":
-            continue
+        if kind.endswith(OPEN):
+            if split_of(text) != "train":
+                continue
+            kind = f"cheap-{kind}" if folder.name.startswith("cheap") else kind
         if text and " " not in text and not words:  # one word, cut tightly
             text, words = f"{text.capitalize()}.", [[text, 0.0, row["end"] - row["start"]]]
         yield {
