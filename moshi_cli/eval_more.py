@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from moshi_cli.eval_options import EvalOptions
+from moshi_cli.eval_options import EvalOptions, JudgeOptions, TextOptions
 from moshi_cli.options import Inputs, LogOptions, ModelOptions, choice, flag, spread
 
 
@@ -142,6 +142,39 @@ def dialogue(
 
 
 @spread
+def suite(
+    suite: Annotated[
+        Path, typer.Argument(metavar="SUITE.yaml", show_default=False, help="What is measured.")
+    ],
+    *,
+    only: Annotated[
+        str | None, flag("--only", "These entries, with commas; * stands for anything.")
+    ] = None,
+    set: Annotated[
+        list[str] | None,
+        flag("--set", "An option of an entry, or of a task's.", metavar="ENTRY.OPTION=VALUE"),
+    ] = None,
+    strict: Annotated[bool, flag("--strict", "Exit code 1 if a goal is missed.")] = False,
+    texts: TextOptions,
+    judging: JudgeOptions,
+    options: EvalOptions,
+    model: ModelOptions,
+    log: LogOptions,
+) -> int:
+    """Several evaluations that a YAML file lists, one after the other, in one table and page.
+
+    An entry has a name, a task (asr, tts, …), a manifest or inputs, options of that command, goals
+    such as "wer: at most 5 %", and figures to show. Gates name their entry: --fail-above
+    meetings/wer=0.08. Entries that fail are counted and named; --resume goes on.
+    """
+    from moshi_cli.suite_calls import Shared
+    from moshi_cli.suite_jobs import suite as run
+
+    shared = Shared(options, model, judging, texts, log)
+    return run(suite, shared, only=only, settings=set or (), strict=strict)
+
+
+@spread
 def report(
     results: Annotated[
         list[Path],
@@ -167,4 +200,4 @@ def report(
     run(results, html, log.console("eval report"), title=title, embed_mb=embed, most=most_items)
 
 
-COMMANDS: tuple[Callable[..., Any], ...] = (lm, pairs, dialogue, report)
+COMMANDS: tuple[Callable[..., Any], ...] = (lm, pairs, dialogue, suite, report)

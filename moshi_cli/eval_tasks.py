@@ -50,6 +50,13 @@ def codec_names(counts: Sequence[int]) -> list[str]:
     ]  # fmt: skip
 
 
+def with_groups(names: Sequence[str]) -> list[str]:
+    """Figures of a task, those of groups of items included."""
+    from moshi_cli.tasks.scoring import CHIEF
+
+    return [*names, *(f"{name}/*" for name in CHIEF if name in names)]
+
+
 @dataclass(frozen=True)
 class Asked:
     """What all tasks are asked for in the same way."""
@@ -63,10 +70,8 @@ class Asked:
 
     def run(self, task: str, items: Sequence[Item], known: Sequence[str]) -> Evaluation:
         """The run of a task that has the figures `known`."""
-        from moshi_cli.tasks.scoring import CHIEF
-
-        groups = [f"{name}/*" for name in CHIEF if name in known]
-        return Evaluation(task, items, self.options, self.console, known=[*known, *groups])
+        names = with_groups(known)
+        return Evaluation(task, items, self.options, self.console, known=names)
 
     def judge(self) -> Judge | None:
         """Ready to listen. UsageError, ModelError."""
