@@ -31,7 +31,8 @@ from moshi_cli.tasks.evaluation import Figure, Result, record
 FORMAT = 1  # of `summary`
 SUMMARY = "suite.json"  # in the folder of a suite's results
 NAME = re.compile(r"[\w+][\w.+-]*")
-GOAL = re.compile(r"\s*(\D*?)\s*([-+]?[\d.]+(?:e[-+]?\d+)?)\s*(?:(%|points)|dB|s|bit/s)?\s*")
+NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?"
+GOAL = re.compile(rf"\s*(\D*?)\s*({NUMBER})\s*(?:(%|points)|dB|s|bit/s)?\s*")
 SHOWN = {  # figures of entries that name none
     "asr": ("wer", "words_in_silence"), "tts": ("wer", "unspoken_words"),
     "codec": ("stoi*", "mel_db*", "idempotence", "idempotence@*", "wer_added*"),

@@ -192,3 +192,12 @@ def test_an_option_from_outside(invoke: Invoke) -> None:
     assert done.exit_code == 0, done.stderr
     done = invoke("suite", "sub/s.yaml", "--only", "words", "--set", "asr.limit=1", "--json")
     assert told(done)["entries"][0]["result"]["items"] == 1
+
+
+def test_the_suite_of_the_examples(invoke: Invoke, root: Path) -> None:
+    args = ["--set", "codec.num-codebooks=4", "--set", "codec.metrics=mel", "--json"]
+    done = invoke("suite", root / "examples/evaluate/suite.yaml", *args)
+    assert done.exit_code == 0, done.stderr
+    assert [entry["task"] for entry in told(done)["entries"]] == [
+        "asr", "tts", "codec", "qa", "lm", "pairs",
+    ]  # fmt: skip
