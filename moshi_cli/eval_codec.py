@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -29,18 +30,19 @@ class Passages:
 
     def __init__(
         self, run: Evaluation, mimi: Mimi, counts: Sequence[int], measures: dict[str, Measure],
-        channel: str,
+        channel: str, shift_s: float,
     ) -> None:  # fmt: skip
         from moshi_cli.tasks import codec
         from moshi_cli.tasks.roundtrip import Roundtrip
 
         self.run, self.mimi, self.counts = run, mimi, tuple(counts)
         self.measures, self.channel = measures, channel
-        self.roundtrip = Roundtrip(mimi, counts, run.options.batch_size)
+        shift = round(shift_s * mimi.sample_rate)
+        self.roundtrip = Roundtrip(mimi, counts, run.options.batch_size, shift)
         self.info = codec.describe(mimi, max(counts))
         self.settings: dict[str, Any] = {
             "codec": self.info.codec, "codebooks": self.counts,
-            "measures": sorted(measures), "channel": channel,
+            "measures": sorted(measures), "channel": channel, "shift_s": shift_s,
         }  # fmt: skip
 
     def __call__(self, items: Iterator[Item]) -> Iterator[Result]:
@@ -91,6 +93,8 @@ class Passages:
         row: Row = {"audio": run.relative(original), "codes": run.relative(codes.name)}
         if "text" in item.record:
             row["reference"] = item.record["text"]
+        if passage.later is not None:
+            row["later"] = asdict(passage.later)
         return row | {"passes": passes}
 
     def sounds(self, row: Row) -> Mapping[str, str]:

@@ -42,11 +42,13 @@ def codec_names(counts: Sequence[int]) -> list[str]:
     """Figures of `moshi eval codec`."""
     from moshi_cli.tasks.fidelity import MEASURES
 
-    each = [*MEASURES, "idempotence", "idempotence_q[0-9]*", "bitrate", "entropy_rate"]
+    each = [*MEASURES, "idempotence", "idempotence_semantic", "idempotence_q[0-9]*", "stability"]
+    each += ["bitrate", "entropy_rate"]
     ends = [f"@{n}" for n in counts] if len(counts) > 1 else [""]
     return [
         *(f"{name}{end}" for end in ends for name in [*each, "wer", "cer", "wer_added"]),
         "original_wer", "original_cer", "entropy_q[0-9]*", "usage_q[0-9]*",
+        "stability_semantic", "stability_q[0-9]*",
     ]  # fmt: skip
 
 
@@ -193,7 +195,7 @@ def qa(
 
 def codec(
     inputs: Names, manifests: Names, recursive: bool, channel: str, codebooks: str | None,
-    metrics: str | None, asked: Asked,
+    metrics: str | None, shift_s: float, asked: Asked,
 ) -> int:  # fmt: skip
     """Recordings through the codec and back."""
     from moshi_cli.eval_codec import Passages
@@ -215,12 +217,13 @@ def codec(
     counts = wanted or [min(8, has)]
     if max(counts) > has:
         raise UsageError(f"{max(counts)} codebooks are asked for, the codec has {has}")
-    passages = Passages(run, opened.mimi, counts, measures, channel)
+    passages = Passages(run, opened.mimi, counts, measures, channel, shift_s)
     run(passages, passages.settings, opened.revision or opened.name)
     run.listen(judge, passages.sounds)
 
     def figures() -> dict[str, Figure]:
-        return scoring.codec(run.good(), counts, normaliser) | passages.figures()
+        semantic = opened.mimi.config.quantizer.semantic
+        return scoring.codec(run.good(), counts, normaliser, semantic) | passages.figures()
 
     device = next(opened.mimi.parameters()).device
     context: dict[str, Any] = {

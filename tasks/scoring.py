@@ -174,9 +174,12 @@ def qa(
     }) | speed(rows)  # fmt: skip
 
 
-def codec(rows: Sequence[Row], counts: Sequence[int], normaliser: Normaliser = OURS) -> Figures:
+def codec(
+    rows: Sequence[Row], counts: Sequence[int], normaliser: Normaliser = OURS, semantic: int = 1
+) -> Figures:
     """Rows with passes: {N: {measure: value, same: [frames per codebook], frames}} for N codebooks;
-    with reference and heard: {"original": text, N: text} where a judge has listened.
+    with reference and heard: {"original": text, N: text} where a judge has listened; with later:
+    {same, frames} where the recording was encoded from a little later on. semantic: codebooks.
 
     Figures of N codebooks end in @N if there are several N. wer_added is what the judge makes of
     the decoded sound, less what it makes of the original, per reference word.
@@ -187,18 +190,21 @@ def codec(rows: Sequence[Row], counts: Sequence[int], normaliser: Normaliser = O
             name: counted(row["reference"], text, normaliser) for name, text in row["heard"].items()
         }
     before = [r["errors"]["original"] for r in judged]
+    later = [r["later"] for r in rows if r.get("later")]
     found = _words(before, "original_")
     for n in counts:
         end = f"@{n}" if len(counts) > 1 else ""
         passes = [r["passes"][str(n)] for r in rows]
-        each = _distances(passes) | _idempotence(passes, n)
+        each = _distances(passes) | _same(passes, n, semantic, "idempotence")
+        each |= kept({"stability": _same(later, n, semantic, "stability").get("stability")})
         if judged:
             after = [r["errors"][str(n)] for r in judged]
             each |= _words(after)
             added = difference(map(_errors, after), map(_errors, before))
             each |= {"wer_added": added} if added else {}
         found |= {name + end: figure for name, figure in each.items()}
-    return found
+    stable = _same(later, max(counts), semantic, "stability")  # codes are the same for any n
+    return found | {name: figure for name, figure in stable.items() if name != "stability"}
 
 
 def _words(counts: Sequence[Row], prefix: str = "") -> Figures:
@@ -216,11 +222,13 @@ def _distances(passes: Sequence[Row]) -> Figures:
     })  # fmt: skip
 
 
-def _idempotence(passes: Sequence[Row], count: int) -> Figures:
-    """Share of codes that are the same after a second pass: of all, and per codebook."""
-    every = ratio((sum(p["same"]), p["frames"] * count) for p in passes)
-    each = {
-        f"idempotence_q{q + 1}": ratio((p["same"][q], p["frames"]) for p in passes)
-        for q in range(count)
-    }
-    return kept({"idempotence": every, **each})
+def _same(rows: Sequence[Row], count: int, semantic: int, name: str) -> Figures:
+    """Share of codes that stay the same: of all, of the semantic codebooks, of each codebook."""
+
+    def share(codebooks: Sequence[int]) -> Figure | None:
+        sums = ((sum(r["same"][q] for q in codebooks), r["frames"]) for r in rows)
+        return ratio((same, frames * len(codebooks)) for same, frames in sums)
+
+    every, first = range(count), range(min(semantic, count))
+    each = {f"{name}_q{q + 1}": share([q]) for q in every}
+    return kept({name: share(every), f"{name}_semantic": share(first), **each})
