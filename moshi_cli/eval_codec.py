@@ -25,6 +25,16 @@ if TYPE_CHECKING:
 ORIGINAL = ".original.wav"
 
 
+def sound_of(run: Evaluation, item: Item, channel: str) -> Tensor:
+    """The whole of an item, float32 [S] at 24 kHz. InputError."""
+    import torch
+
+    if problem := item.record.get("problem"):
+        raise InputError(str(problem))
+    feed = run.feed(item, channel=channel, **reader(item), chunk_frames=100)
+    return torch.cat(list(feed), 1)[0, : feed.samples]
+
+
 class Passages:
     """All recordings of one command line."""
 
@@ -52,7 +62,7 @@ class Passages:
             wavs: dict[int, Tensor] = {}
             for i, item in enumerate(group):
                 try:
-                    wavs[i] = self.read(item)
+                    wavs[i] = sound_of(self.run, item, self.channel)
                 except (InputError, UsageError) as error:
                     yield Result(item, error=error)
             passages = self.roundtrip(list(wavs.values())) if wavs else []
@@ -61,15 +71,6 @@ class Passages:
                 fields = self.row(group[i], wavs[i], passage)
                 audio_s = len(wavs[i]) / self.mimi.sample_rate
                 yield Result(group[i], [], audio_s, seconds, fields=fields)
-
-    def read(self, item: Item) -> Tensor:
-        """float32 [S]. InputError."""
-        import torch
-
-        if problem := item.record.get("problem"):
-            raise InputError(str(problem))
-        feed = self.run.feed(item, channel=self.channel, **reader(item), chunk_frames=100)
-        return torch.cat(list(feed), 1)[0, : feed.samples]
 
     def row(self, item: Item, wav: Tensor, passage: Passage) -> Row:
         """What is measured on a recording; its sound and codes as files."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moshi_cli.console import Console
@@ -195,10 +196,11 @@ def qa(
 
 def codec(
     inputs: Names, manifests: Names, recursive: bool, channel: str, codebooks: str | None,
-    metrics: str | None, shift_s: float, asked: Asked,
+    metrics: str | None, shift_s: float, degraded: Path | None, asked: Asked,
 ) -> int:  # fmt: skip
-    """Recordings through the codec and back."""
+    """Recordings through the codec and back; or beside what another one made of them."""
     from moshi_cli.eval_codec import Passages
+    from moshi_cli.eval_compare import DEGRADED, paired
     from moshi_cli.session import open_codec
     from moshi_cli.tasks import fidelity, scoring
 
@@ -207,10 +209,16 @@ def codec(
     names = None if metrics is None else [name.strip() for name in metrics.split(",")]
     measures = fidelity.chosen(names)
     items = recordings(inputs, manifests, recursive)
-    wanted = numbers(codebooks) if codebooks is not None else None
-    run = asked.run("codec", items, codec_names(wanted or [8]))
     if names is None and (absent := fidelity.missing()):
         asked.console.info(f"not measured, since not installed: {', '.join(absent)}")
+    if degraded is not None:
+        items = paired(items, inputs or (), degraded, recursive, asked.console)
+    if degraded is not None or any(DEGRADED in item.record for item in items):
+        if codebooks is not None:
+            raise UsageError("--num-codebooks is of our codec: pairs are compared without one")
+        return compare(items, names, channel, asked)
+    wanted = numbers(codebooks) if codebooks is not None else None
+    run = asked.run("codec", items, codec_names(wanted or [8]))
     judge = asked.judge()
     opened = open_codec(asked.model, asked.console)
     has = opened.mimi.config.quantizer.codebooks
@@ -232,6 +240,27 @@ def codec(
         "packages": fidelity.versions(list(measures)), "normaliser": normaliser.name,
     }  # fmt: skip
     return run.finish(figures, context | judged(judge))
+
+
+def compare(items: Sequence[Item], names: Names, channel: str, asked: Asked) -> int:
+    """Recordings beside degraded ones; no codec is run."""
+    from moshi_cli import __version__
+    from moshi_cli.eval_compare import DEGRADED, Comparison, stamped
+    from moshi_cli.tasks import fidelity, scoring
+
+    normaliser, measures = asked.texts.open(), fidelity.chosen(names)
+    run = asked.run("codec", stamped(items), codec_names([1]))
+    judge = asked.judge()
+    comparison = Comparison(run, measures, channel)
+    run.each(comparison, comparison.settings)
+    run.listen(judge, comparison.sounds)
+    context = {
+        "version": __version__, "model": "pairs", "settings": comparison.settings,
+        "packages": fidelity.versions(list(measures)), "normaliser": normaliser.name,
+    }  # fmt: skip
+    return run.finish(
+        lambda: scoring.compared(run.good(), DEGRADED, normaliser), context | judged(judge)
+    )
 
 
 def judged(judge: Any) -> dict[str, Any]:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 LOG = (f.name.replace("_", "-") for f in fields(LogOptions))
 OWN = {"output-dir", "resume", "html", "json", *LOG}  # the suite's, not an entry's
-PATHS = ("hyp", "voice", "model")  # options that may name a file beside the suite
+PATHS = ("hyp", "voice", "model", "degraded")  # options that may name a file beside the suite
 
 
 @dataclass(frozen=True)

@@ -135,6 +135,19 @@ def test_a_codec_by_its_passes() -> None:
     assert single["wer_added"].value == 0 and single["wer_added"].low is None
 
 
+def test_pairs_without_codes() -> None:
+    heard = [("go left", "go"), ("go left", "go left")]
+    rows: list[dict[str, Any]] = [
+        {"reference": "go left", "passes": {"other": {"si_sdr_db": x, "stoi": None}},
+         "heard": {"original": before, "other": after}}
+        for x, (before, after) in zip((4.0, 8.0), heard, strict=True)
+    ]  # fmt: skip
+    found = {n: f.value for n, f in scoring.compared(rows, "other").items()}
+    assert found["si_sdr_db"] == 6 and found["original_wer"] == 0
+    assert found["wer"] == found["wer_added"] == 0.25
+    assert not any(name.startswith(("idem", "stab", "stoi")) for name in found)
+
+
 def test_codes_that_stay_the_same() -> None:
     def row(again: list[int], later: list[int] | None) -> dict[str, Any]:
         found = {"passes": {"3": {"same": again, "frames": 10}}}
