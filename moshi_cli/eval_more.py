@@ -67,7 +67,7 @@ def pairs(
         str,
         typer.Argument(
             metavar="SUITE", show_default=False,
-            help='JSON lines {"id", "good", "bad"}, or a folder with a gold.csv of ZeroSpeech.',
+            help='JSON lines {"id", "good", "bad"}; the folder of a public suite, see below.',
         ),
     ],
     *,
@@ -86,6 +86,10 @@ def pairs(
 
     A side is a text, the name of a recording beside the suite, {"text": …} or {"path": …}. Of
     recordings the sound alone is judged, without text.
+
+    Public suites as they are: lexical/dev and syntactic/dev of ZeroSpeech 2021 (sWUGGY, sBLIMP), by
+    their gold.csv; folders of recordings N_STORY_correct.wav and N_STORY_incorrect.wav (spoken
+    StoryCloze); the .csv of the Story Cloze Test, as text.
     """
     from moshi_cli.likelihood_jobs import pairs as run
     from moshi_cli.session import open_model
