@@ -114,17 +114,26 @@ def item_of(found: Recording | Problem) -> Item:
 
 # report -------------------------------------------------------------------------------------------
 
+TITLE = "Evaluation"
+
 
 def report(
     places: Sequence[Path], html: Path, console: Console, *, title: str, embed_mb: float, most: int
 ) -> None:
     """A page about results that lie on disk."""
+    from moshi_cli.suite_jobs import recorded
     from moshi_cli.tasks.report import write_report
+    from moshi_cli.tasks.suites import SUMMARY
 
-    found = [read(place) for place in places]
+    if len(places) == 1 and (places[0] / SUMMARY).is_file():
+        told, outcomes = recorded(places[0])
+        title = title if title != TITLE else told
+        found = [(o.result, places[0] / o.entry.name) for o in outcomes if o.result]
+    else:
+        outcomes, found = [], [read(place) for place in places]
     write_report(
         [result for result, _ in found], html, folders=[home for _, home in found],
-        embed_bytes=round(1e6 * embed_mb), most_items=most, title=title,
+        embed_bytes=round(1e6 * embed_mb), most_items=most, title=title, suite=outcomes,
     )  # fmt: skip
     console.line(str(html))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 from moshi_cli import eval_more
@@ -113,6 +114,13 @@ def codec(
     metrics: Annotated[
         str | None, flag("--metrics", "By default all that work here.", metavar="stoi,mel")
     ] = None,
+    shift: Annotated[
+        float, flag("--shift", "Seconds to begin later, for stability; 0: without.", min=0)
+    ] = 0.01,
+    degraded: Annotated[
+        Path | None,
+        flag("--degraded", "What another codec made of the inputs, by name.", metavar="DIR"),
+    ] = None,
     texts: TextOptions,
     judging: JudgeOptions,
     evaluation: EvalOptions,
@@ -121,14 +129,18 @@ def codec(
 ) -> int:
     """How far decoded sound is from the original, and how the codec uses its codebooks.
 
-    idempotence: codes that are the same when decoded sound is encoded again. With a judge and texts
-    of the recordings: the word errors that the codec adds.
+    idempotence: codes that are the same when decoded sound is encoded again; stability: when the
+    recording begins a little later (--shift). Both of all codes, of the semantic codebook and of
+    each. With a judge and texts of the recordings: the word errors that the codec adds.
+
+    With --degraded, or "degraded" beside "path" in the lines of a manifest, no codec is run: pairs
+    of recordings are compared, sample by sample. Their lengths may differ by 0.25 s at most.
     """
     from moshi_cli.eval_tasks import Asked
     from moshi_cli.eval_tasks import codec as run
 
     return run(
-        inputs, manifest, recursive, channel, num_codebooks, metrics,
+        inputs, manifest, recursive, channel, num_codebooks, metrics, shift, degraded,
         Asked(model, evaluation, texts, log.console("eval codec"), judging),
     )  # fmt: skip
 

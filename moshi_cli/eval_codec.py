@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -24,23 +25,34 @@ if TYPE_CHECKING:
 ORIGINAL = ".original.wav"
 
 
+def sound_of(run: Evaluation, item: Item, channel: str) -> Tensor:
+    """The whole of an item, float32 [S] at 24 kHz. InputError."""
+    import torch
+
+    if problem := item.record.get("problem"):
+        raise InputError(str(problem))
+    feed = run.feed(item, channel=channel, **reader(item), chunk_frames=100)
+    return torch.cat(list(feed), 1)[0, : feed.samples]
+
+
 class Passages:
     """All recordings of one command line."""
 
     def __init__(
         self, run: Evaluation, mimi: Mimi, counts: Sequence[int], measures: dict[str, Measure],
-        channel: str,
+        channel: str, shift_s: float,
     ) -> None:  # fmt: skip
         from moshi_cli.tasks import codec
         from moshi_cli.tasks.roundtrip import Roundtrip
 
         self.run, self.mimi, self.counts = run, mimi, tuple(counts)
         self.measures, self.channel = measures, channel
-        self.roundtrip = Roundtrip(mimi, counts, run.options.batch_size)
+        shift = round(shift_s * mimi.sample_rate)
+        self.roundtrip = Roundtrip(mimi, counts, run.options.batch_size, shift)
         self.info = codec.describe(mimi, max(counts))
         self.settings: dict[str, Any] = {
             "codec": self.info.codec, "codebooks": self.counts,
-            "measures": sorted(measures), "channel": channel,
+            "measures": sorted(measures), "channel": channel, "shift_s": shift_s,
         }  # fmt: skip
 
     def __call__(self, items: Iterator[Item]) -> Iterator[Result]:
@@ -50,7 +62,7 @@ class Passages:
             wavs: dict[int, Tensor] = {}
             for i, item in enumerate(group):
                 try:
-                    wavs[i] = self.read(item)
+                    wavs[i] = sound_of(self.run, item, self.channel)
                 except (InputError, UsageError) as error:
                     yield Result(item, error=error)
             passages = self.roundtrip(list(wavs.values())) if wavs else []
@@ -59,15 +71,6 @@ class Passages:
                 fields = self.row(group[i], wavs[i], passage)
                 audio_s = len(wavs[i]) / self.mimi.sample_rate
                 yield Result(group[i], [], audio_s, seconds, fields=fields)
-
-    def read(self, item: Item) -> Tensor:
-        """float32 [S]. InputError."""
-        import torch
-
-        if problem := item.record.get("problem"):
-            raise InputError(str(problem))
-        feed = self.run.feed(item, channel=self.channel, **reader(item), chunk_frames=100)
-        return torch.cat(list(feed), 1)[0, : feed.samples]
 
     def row(self, item: Item, wav: Tensor, passage: Passage) -> Row:
         """What is measured on a recording; its sound and codes as files."""
@@ -91,6 +94,8 @@ class Passages:
         row: Row = {"audio": run.relative(original), "codes": run.relative(codes.name)}
         if "text" in item.record:
             row["reference"] = item.record["text"]
+        if passage.later is not None:
+            row["later"] = asdict(passage.later)
         return row | {"passes": passes}
 
     def sounds(self, row: Row) -> Mapping[str, str]:

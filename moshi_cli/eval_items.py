@@ -60,6 +60,7 @@ def _item(found: Recording | Problem, name: str = "") -> Item:
     record: dict[str, Any] = {
         "text": reference(found), "words": own_words(found), "kind": found.kind,
         "voice": found.voice, "answers": list(found.answers),
+        "degraded": str(found.degraded or ""),
     }  # fmt: skip
     if found.packed:
         record |= {"packed": True}

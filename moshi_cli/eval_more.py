@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from moshi_cli.eval_options import EvalOptions
+from moshi_cli.eval_options import EvalOptions, JudgeOptions, TextOptions
 from moshi_cli.options import Inputs, LogOptions, ModelOptions, choice, flag, spread
 
 
@@ -67,7 +67,7 @@ def pairs(
         str,
         typer.Argument(
             metavar="SUITE", show_default=False,
-            help='JSON lines {"id", "good", "bad"}, or a folder with a gold.csv of ZeroSpeech.',
+            help='JSON lines {"id", "good", "bad"}; the folder of a public suite, see below.',
         ),
     ],
     *,
@@ -86,6 +86,10 @@ def pairs(
 
     A side is a text, the name of a recording beside the suite, {"text": …} or {"path": …}. Of
     recordings the sound alone is judged, without text.
+
+    Public suites as they are: lexical/dev and syntactic/dev of ZeroSpeech 2021 (sWUGGY, sBLIMP), by
+    their gold.csv; folders of recordings N_STORY_correct.wav and N_STORY_incorrect.wav (spoken
+    StoryCloze); the .csv of the Story Cloze Test, as text.
     """
     from moshi_cli.likelihood_jobs import pairs as run
     from moshi_cli.session import open_model
@@ -142,6 +146,39 @@ def dialogue(
 
 
 @spread
+def suite(
+    suite: Annotated[
+        Path, typer.Argument(metavar="SUITE.yaml", show_default=False, help="What is measured.")
+    ],
+    *,
+    only: Annotated[
+        str | None, flag("--only", "These entries, with commas; * stands for anything.")
+    ] = None,
+    set: Annotated[
+        list[str] | None,
+        flag("--set", "An option of an entry, or of a task's.", metavar="ENTRY.OPTION=VALUE"),
+    ] = None,
+    strict: Annotated[bool, flag("--strict", "Exit code 1 if a goal is missed.")] = False,
+    texts: TextOptions,
+    judging: JudgeOptions,
+    options: EvalOptions,
+    model: ModelOptions,
+    log: LogOptions,
+) -> int:
+    """Several evaluations that a YAML file lists, one after the other, in one table and page.
+
+    An entry has a name, a task (asr, tts, …), a manifest or inputs, options of that command, goals
+    such as "wer: at most 5 %", and figures to show. Gates name their entry: --fail-above
+    meetings/wer=0.08. Entries that fail are counted and named; --resume goes on.
+    """
+    from moshi_cli.suite_calls import Shared
+    from moshi_cli.suite_jobs import suite as run
+
+    shared = Shared(options, model, judging, texts, log)
+    return run(suite, shared, only=only, settings=set or (), strict=strict)
+
+
+@spread
 def report(
     results: Annotated[
         list[Path],
@@ -167,4 +204,4 @@ def report(
     run(results, html, log.console("eval report"), title=title, embed_mb=embed, most=most_items)
 
 
-COMMANDS: tuple[Callable[..., Any], ...] = (lm, pairs, dialogue, report)
+COMMANDS: tuple[Callable[..., Any], ...] = (lm, pairs, dialogue, suite, report)

@@ -65,7 +65,7 @@ class JudgeOptions:
     judge: Annotated[
         str | None,
         flag(
-            "--judge", "A model of ours, whisper:NAME, faster-whisper:DIR, command:CMD.",
+            "--judge", "A model of ours, whisper:NAME, faster-whisper:DIR, command:CMD, or none.",
             metavar="JUDGE",
         ),
     ] = None  # fmt: skip
@@ -78,7 +78,7 @@ class JudgeOptions:
         from moshi_cli.tasks.judges import ModelJudge
         from moshi_cli.tasks.whisper_judges import judge_of
 
-        if self.judge is None:
+        if self.judge in (None, "none"):
             return None
         device = "cpu" if model.device == "auto" else model.device
         found = judge_of(self.judge, language=self.judge_language, device=device)

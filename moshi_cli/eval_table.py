@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from moshi_cli.tasks.evaluation import Result
+    from moshi_cli.tasks.evaluation import Figure, Result
+    from moshi_cli.tasks.suites import Outcome
 
 
 def table(outcome: Result) -> Iterator[str]:
@@ -14,11 +15,31 @@ def table(outcome: Result) -> Iterator[str]:
     yield heading(outcome)
     width = max((len(name) for name in outcome.figures), default=0)
     for name, figure in outcome.figures.items():
-        value = shown(figure.value, figure.unit)
-        sure = ""
-        if figure.low is not None and figure.high is not None:
-            sure = f"[{shown(figure.low, figure.unit)}, {shown(figure.high, figure.unit)}]"
-        yield f"{name.replace('_', ' '):{width}}  {value:>10}  {sure:22}  n={figure.count}".rstrip()
+        yield f"{name.replace('_', ' '):{width}}  {cells(figure)}"
+
+
+def cells(figure: Figure) -> str:
+    """A figure, its interval and the number of items behind it."""
+    value, sure = shown(figure.value, figure.unit), ""
+    if figure.low is not None and figure.high is not None:
+        sure = f"[{shown(figure.low, figure.unit)}, {shown(figure.high, figure.unit)}]"
+    return f"{value:>10}  {sure:22}  n={figure.count}"
+
+
+def suite_table(outcome: Outcome) -> Iterator[str]:
+    """An entry of a suite for people: the figures that it is about, and what they should be."""
+    head = outcome.entry.name
+    if outcome.result is not None:
+        head += f" – {heading(outcome.result)}"
+    yield head + (f": failed: {outcome.error}" if outcome.error else "")
+    lines = outcome.lines()
+    width = max((len(line.name) for line in lines), default=0)
+    for line in lines:
+        found = cells(line.figure) if line.figure else f"{'not measured':>12}"
+        goal = ""
+        if line.met is not None:
+            goal = f"goal {line.goal}: {'met' if line.met else 'missed'}"
+        yield f"  {line.name.replace('_', ' '):{width}}  {found:41}  {goal}".rstrip()
 
 
 def heading(outcome: Result) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moshi_cli.console import Console
@@ -42,12 +43,21 @@ def codec_names(counts: Sequence[int]) -> list[str]:
     """Figures of `moshi eval codec`."""
     from moshi_cli.tasks.fidelity import MEASURES
 
-    each = [*MEASURES, "idempotence", "idempotence_q[0-9]*", "bitrate", "entropy_rate"]
+    each = [*MEASURES, "idempotence", "idempotence_semantic", "idempotence_q[0-9]*", "stability"]
+    each += ["bitrate", "entropy_rate"]
     ends = [f"@{n}" for n in counts] if len(counts) > 1 else [""]
     return [
         *(f"{name}{end}" for end in ends for name in [*each, "wer", "cer", "wer_added"]),
         "original_wer", "original_cer", "entropy_q[0-9]*", "usage_q[0-9]*",
+        "stability_semantic", "stability_q[0-9]*",
     ]  # fmt: skip
+
+
+def with_groups(names: Sequence[str]) -> list[str]:
+    """Figures of a task, those of groups of items included."""
+    from moshi_cli.tasks.scoring import CHIEF
+
+    return [*names, *(f"{name}/*" for name in CHIEF if name in names)]
 
 
 @dataclass(frozen=True)
@@ -63,10 +73,8 @@ class Asked:
 
     def run(self, task: str, items: Sequence[Item], known: Sequence[str]) -> Evaluation:
         """The run of a task that has the figures `known`."""
-        from moshi_cli.tasks.scoring import CHIEF
-
-        groups = [f"{name}/*" for name in CHIEF if name in known]
-        return Evaluation(task, items, self.options, self.console, known=[*known, *groups])
+        names = with_groups(known)
+        return Evaluation(task, items, self.options, self.console, known=names)
 
     def judge(self) -> Judge | None:
         """Ready to listen. UsageError, ModelError."""
@@ -188,10 +196,11 @@ def qa(
 
 def codec(
     inputs: Names, manifests: Names, recursive: bool, channel: str, codebooks: str | None,
-    metrics: str | None, asked: Asked,
+    metrics: str | None, shift_s: float, degraded: Path | None, asked: Asked,
 ) -> int:  # fmt: skip
-    """Recordings through the codec and back."""
+    """Recordings through the codec and back; or beside what another one made of them."""
     from moshi_cli.eval_codec import Passages
+    from moshi_cli.eval_compare import DEGRADED, paired
     from moshi_cli.session import open_codec
     from moshi_cli.tasks import fidelity, scoring
 
@@ -200,22 +209,29 @@ def codec(
     names = None if metrics is None else [name.strip() for name in metrics.split(",")]
     measures = fidelity.chosen(names)
     items = recordings(inputs, manifests, recursive)
-    wanted = numbers(codebooks) if codebooks is not None else None
-    run = asked.run("codec", items, codec_names(wanted or [8]))
     if names is None and (absent := fidelity.missing()):
         asked.console.info(f"not measured, since not installed: {', '.join(absent)}")
+    if degraded is not None:
+        items = paired(items, inputs or (), degraded, recursive, asked.console)
+    if degraded is not None or any(DEGRADED in item.record for item in items):
+        if codebooks is not None:
+            raise UsageError("--num-codebooks is of our codec: pairs are compared without one")
+        return compare(items, names, channel, asked)
+    wanted = numbers(codebooks) if codebooks is not None else None
+    run = asked.run("codec", items, codec_names(wanted or [8]))
     judge = asked.judge()
     opened = open_codec(asked.model, asked.console)
     has = opened.mimi.config.quantizer.codebooks
     counts = wanted or [min(8, has)]
     if max(counts) > has:
         raise UsageError(f"{max(counts)} codebooks are asked for, the codec has {has}")
-    passages = Passages(run, opened.mimi, counts, measures, channel)
+    passages = Passages(run, opened.mimi, counts, measures, channel, shift_s)
     run(passages, passages.settings, opened.revision or opened.name)
     run.listen(judge, passages.sounds)
 
     def figures() -> dict[str, Figure]:
-        return scoring.codec(run.good(), counts, normaliser) | passages.figures()
+        semantic = opened.mimi.config.quantizer.semantic
+        return scoring.codec(run.good(), counts, normaliser, semantic) | passages.figures()
 
     device = next(opened.mimi.parameters()).device
     context: dict[str, Any] = {
@@ -224,6 +240,27 @@ def codec(
         "packages": fidelity.versions(list(measures)), "normaliser": normaliser.name,
     }  # fmt: skip
     return run.finish(figures, context | judged(judge))
+
+
+def compare(items: Sequence[Item], names: Names, channel: str, asked: Asked) -> int:
+    """Recordings beside degraded ones; no codec is run."""
+    from moshi_cli import __version__
+    from moshi_cli.eval_compare import DEGRADED, Comparison, stamped
+    from moshi_cli.tasks import fidelity, scoring
+
+    normaliser, measures = asked.texts.open(), fidelity.chosen(names)
+    run = asked.run("codec", stamped(items), codec_names([1]))
+    judge = asked.judge()
+    comparison = Comparison(run, measures, channel)
+    run.each(comparison, comparison.settings)
+    run.listen(judge, comparison.sounds)
+    context = {
+        "version": __version__, "model": "pairs", "settings": comparison.settings,
+        "packages": fidelity.versions(list(measures)), "normaliser": normaliser.name,
+    }  # fmt: skip
+    return run.finish(
+        lambda: scoring.compared(run.good(), DEGRADED, normaliser), context | judged(judge)
+    )
 
 
 def judged(judge: Any) -> dict[str, Any]:

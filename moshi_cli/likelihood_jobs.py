@@ -21,7 +21,8 @@ from moshi_cli.slots import details
 if TYPE_CHECKING:
     from moshi_cli.core.weights import Model
     from moshi_cli.tasks.likelihood import Examiner, Place, Scene
-    from moshi_cli.tasks.pairs import Judge, Pair, Side
+    from moshi_cli.tasks.pair_suites import Pair, Side
+    from moshi_cli.tasks.pairs import Judge
 
 T = TypeVar("T")
 Opener = Callable[[], "Model"]
@@ -216,7 +217,8 @@ def pairs(
 ) -> int:
     """Which side of each pair is likelier."""
     from moshi_cli.core.losses import LmWeights
-    from moshi_cli.tasks.pairs import Judge, figures, read_suite, right
+    from moshi_cli.tasks.pair_suites import read_suite
+    from moshi_cli.tasks.pairs import Judge, figures, right
 
     listed = read_suite(suite)
     items = distinct([pair_item(pair) for pair in listed])

@@ -43,8 +43,8 @@ def nearest(key: str, known: Iterable[str]) -> str:
     return f"did you mean {near[0]!r}?" if near else "it can be: " + ", ".join(known)
 
 
-def read(path: Path) -> Document:
-    """A YAML file. UsageError if it is none, or no mapping."""
+def read(path: Path, begins: str) -> Document:
+    """A YAML file. UsageError if it is none, or no mapping; `begins` is the hint for the latter."""
     try:
         text = path.read_text(encoding="utf-8")
         node = yaml.compose(text, yaml.SafeLoader)
@@ -57,7 +57,7 @@ def read(path: Path) -> Document:
         where = f"{path}:{mark.line + 1}" if mark else str(path)
         raise UsageError(f"{where}: not YAML ({getattr(error, 'problem', error)})") from None
     if not isinstance(data, dict):
-        raise UsageError(f"{path}: not a mapping", "a recipe begins with `stage: NAME`")
+        raise UsageError(f"{path}: not a mapping", begins)
     places: dict[Keys, str] = {}
 
     def walk(node: yaml.Node, at: Keys) -> None:

@@ -149,13 +149,15 @@ def record(result: Result) -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """What computed: system, processor, cores, threads and, if there is one, the GPU."""
+    """What computed: system, processor, cores, threads, load and, if there is one, the GPU."""
     import torch
 
     told: dict[str, Any] = {
         "system": platform.platform(), "processor": processor(), "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
     }  # fmt: skip
+    if hasattr(os, "getloadavg"):
+        told["load"] = round(os.getloadavg()[0], 2)  # mean of the last minute
     if torch.cuda.is_available():
         told["gpu"] = torch.cuda.get_device_name()
     return told

@@ -4,8 +4,8 @@ A manifest is JSON lines, a recording each, as moshi-finetune has them: {"path",
 the words beside the sound in NAME.json: {"alignments": [[word, [start, end], speaker], …]}. More
 keys may stand in the line itself: id, kind, voice, text, answer, qa; start and end (a part of it);
 words [[word, start, end], …] or alignments; turns [[speaker, start, end], …], which otherwise come
-from NAME.rttm. Times are seconds from the start of the part. A stereo file has the model's own
-voice on the left. A pack (see data.py) is a data set too.
+from NAME.rttm; degraded, a recording to compare with. Times are seconds from the start of the part.
+A stereo file has the model's own voice on the left. A pack (see data.py) is a data set too.
 """
 
 from __future__ import annotations
@@ -61,6 +61,7 @@ class Recording:
     silent: bool = False  # it is known that nobody says anything
     answers: tuple[str, ...] = ()  # good ones, if it is a question
     qa: int | None = None
+    degraded: Path | None = None  # what a codec made of it
 
     @property
     def packed(self) -> bool:
@@ -225,6 +226,8 @@ def _recording(row: Any, manifest: Path, where: str, number: int) -> Recording:
     facts["qa"] = None if row.get("qa") is None else int(row["qa"])
     answers = row.get("answers") or () if row.get("answer") is None else row["answer"]
     facts["answers"] = (answers,) if isinstance(answers, str) else tuple(map(str, answers))
+    if row.get("degraded"):
+        facts["degraded"] = _find(str(row["degraded"]), manifest.parent)
     if "offset_samples" in row:  # of a pack
         start, duration = (row[key] / audio.SAMPLE_RATE for key in ("offset_samples", "samples"))
         path, whole = manifest.parent / PACKED, False

@@ -11,11 +11,8 @@ Scores of equal size are half a right answer.
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,116 +29,12 @@ from moshi_cli.tasks.cache import encode_lines
 from moshi_cli.tasks.evaluation import Figure, kept, mean
 from moshi_cli.tasks.excerpts import SPEECH
 from moshi_cli.tasks.likelihood import Examiner, Scene, nlls
+from moshi_cli.tasks.pair_suites import Side
 from moshi_cli.tasks.samples import LmBatch
 from moshi_cli.tasks.texts import Texts, encode
 
 TEXTLESS = replace(SPEECH, text=Role.ABSENT)
-SOUND = (".wav", ".flac", ".ogg", ".opus", ".mp3")  # a string that ends so is a recording
 WEIGHTS = LmWeights()  # 100 to 1
-
-
-@dataclass(frozen=True)
-class Side:
-    """What is scored: a recording or a text."""
-
-    path: Path | None = None
-    text: str | None = None
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Two sides, the first of which should be likelier."""
-
-    id: str
-    good: Side
-    bad: Side
-    group: str = ""  # of which figures are wanted for themselves
-
-
-# Suites -------------------------------------------------------------------------------------------
-
-
-def read_suite(place: str | Path) -> list[Pair]:
-    """Pairs of a .jsonl, or of a gold.csv of ZeroSpeech 2021 (sWUGGY, sBLIMP). InputError.
-
-    JSON lines: {"id", "good", "bad"}, perhaps "group". A side is a text, the name of a recording
-    beside the file, or an object {"text": …} or {"path": …}.
-    """
-    path = Path(place)
-    if path.is_dir():
-        path = path / "gold.csv"
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not text"
-        raise InputError(f"{path}: cannot read ({reason})") from None
-    pairs = _gold(path, text) if path.suffix.lower() == ".csv" else _lines(path, text)
-    if not pairs:
-        raise InputError(f"{path}: has no pairs")
-    known: set[str] = set()
-    for pair in pairs:
-        if pair.id in known:
-            raise InputError(f"{path}: the id {pair.id!r} is there twice")
-        known.add(pair.id)
-    return pairs
-
-
-def _lines(path: Path, text: str) -> list[Pair]:
-    found = []
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            good, bad = (_side(row[name], path.parent) for name in ("good", "bad"))
-            found.append(Pair(str(row.get("id", number)), good, bad, str(row.get("group", ""))))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(
-                f"{path}:{number}: not a pair ({error!r})", 'a line is {"id", "good", "bad"}'
-            ) from None
-    return found
-
-
-def _side(value: Any, folder: Path) -> Side:
-    if isinstance(value, Mapping):
-        (key, content), *more = value.items()
-        if more or key not in ("path", "text"):
-            raise ValueError("a side has a path or a text")
-    else:
-        content = value
-        key = "path" if str(value).lower().endswith(SOUND) else "text"
-    if not isinstance(content, str) or not content.strip():
-        raise ValueError("an empty side")
-    return Side(path=folder / content) if key == "path" else Side(text=content)
-
-
-def _gold(path: Path, text: str) -> list[Pair]:
-    """Rows id, filename, voice, correct, …: those of the same id and voice make a pair."""
-    found: dict[tuple[str, str], dict[str, Mapping[str, str]]] = {}
-    for number, row in enumerate(csv.DictReader(text.splitlines()), 2):
-        try:
-            key, correct = (row["id"], row["voice"]), str(int(row["correct"]))
-            row["filename"].strip()
-        except (KeyError, TypeError, ValueError, AttributeError):
-            raise InputError(
-                f"{path}:{number}: not a row of a gold file",
-                "it has the columns id, filename, voice and correct",
-            ) from None
-        if correct in found.setdefault(key, {}):
-            raise InputError(f"{path}:{number}: pair {key} has two sides of correct={correct}")
-        found[key][correct] = row
-    pairs = []
-    for (name, voice), sides in found.items():
-        if sides.keys() != {"0", "1"}:
-            raise InputError(f"{path}: pair {name!r}, voice {voice!r}, has one side")
-        good, bad = (Side(path=_recording(path.parent, sides[c]["filename"])) for c in "10")
-        group = sides["1"].get("type") or ""
-        pairs.append(Pair(f"{name}/{voice}", good, bad, group))
-    return pairs
-
-
-def _recording(folder: Path, name: str) -> Path:
-    return folder / (name if name.lower().endswith(SOUND) else f"{name}.wav")
 
 
 # Scores -------------------------------------------------------------------------------------------

@@ -55,7 +55,7 @@ class Plan:
 
 def load(path: Path) -> Plan:
     """A plan from YAML. UsageError naming file and line."""
-    document = read(path)
+    document = read(path, "a plan has `takes:` or `windows:`")
     known = [f.name for f in fields(Plan)]
     for key in document.data:
         if key not in known:

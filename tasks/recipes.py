@@ -137,7 +137,7 @@ def load(name: str, settings: Sequence[str] = ()) -> Recipe:
     if path.is_dir() and (path / "config.yaml").is_file():
         path = path / "config.yaml"
     if path.is_file():
-        document = read(path)
+        document = read(path, "a recipe begins with `stage: NAME`")
     elif name in STAGES:
         document = Document({"stage": name}, {}, name)
     else:

@@ -24,6 +24,7 @@ from moshi_cli.tasks.report_items import (
     measures,
     sounds,
 )
+from moshi_cli.tasks.suites import Outcome
 
 EXPONENTIALS = "_ppl"  # figures that say what another one says, and dwarf the rest of a plot
 POLICY = (
@@ -43,9 +44,11 @@ def write_report(
     embed_bytes: int = EMBED_BYTES,
     most_items: int = MOST_ITEMS,
     title: str = "Evaluation",
+    suite: Sequence[Outcome] = (),
 ) -> None:
     """One page about several evaluations.
 
+    suite: what `results` are the results of, in order; the page begins with its table.
     folders: where the paths in each result's items begin; None: beside the page. passing: a folder
     that will be gone; recordings in it become part of the page. So do all others if they are
     smaller than `embed_bytes` together; else they are linked to, by paths relative to the page.
@@ -61,13 +64,14 @@ def write_report(
         for row in rows
         for key in sounds(row)
     )
+    names = [o.entry.name for o in suite if o.result] or [result.task for result in results]
     parts = [
-        section(f"e{i}", result, rows, home, players)
-        for i, (result, rows, home) in enumerate(zip(results, listed, homes, strict=True))
+        section(f"e{i}", name, result, rows, home, players)
+        for i, (name, result, rows, home) in enumerate(
+            zip(names, results, listed, homes, strict=True)
+        )
     ]
-    links = "".join(
-        f'<a href="#e{i}">{escape(result.task)}</a>' for i, result in enumerate(results)
-    )
+    links = "".join(f'<a href="#e{i}">{escape(name)}</a>' for i, name in enumerate(names))
     here = Path(__file__)
     style, script = (here.with_suffix(s).read_text("utf-8") for s in (".css", ".js"))
     text = f"""<!doctype html>
@@ -84,7 +88,7 @@ def write_report(
 <header><h1>{escape(title)}</h1><button class="plain" id="theme">Light / dark</button></header>
 <nav>{links}</nav>
 <main>
-{"".join(parts)}</main>
+{overview(suite)}{"".join(parts)}</main>
 <script>
 {script}</script>
 </body>
@@ -98,7 +102,7 @@ def write_report(
 
 
 def section(
-    name: str, result: Result, rows: list[dict[str, Any]], home: Path, players: Players
+    id: str, name: str, result: Result, rows: list[dict[str, Any]], home: Path, players: Players
 ) -> str:
     """A heading, figures, plots, how it was made, items."""
     failed = len(result.failed)
@@ -106,11 +110,12 @@ def section(
     told += f', <span class="failed">{failed} failed</span>' if failed else ""
     model = result.context.get("model")
     told = f"{escape(str(model))}: {told}" if model else told
-    return f"""<section id="{name}">
-<h2>{escape(result.task)}</h2>
+    told = told if name == result.task else f"{escape(result.task)} of {told}"
+    return f"""<section id="{id}">
+<h2>{escape(name)}</h2>
 <p class="meta">{told}</p>
 {figure_table(result.figures)}
-{plots(name, result)}
+{plots(id, result)}
 <details><summary>How it was measured</summary>{facts(result.context)}</details>
 {item_list(result, rows, home, players)}</section>
 """
@@ -120,20 +125,53 @@ def figure_table(figures: Mapping[str, Figure]) -> str:
     """Names, values, intervals, counts."""
     lines = []
     for name, figure in figures.items():
-        low, high, between = figure.low, figure.high, ""
-        if low is not None and high is not None:
-            low = charts.shown(low, figure.unit)
-            between = f"{charts.number(low)} … {charts.number(high, figure.unit)}"
-        lines.append(
-            f'<tr><th scope="row">{escape(name)}</th>'
-            f'<td class="number">{charts.number(figure.value, figure.unit)}</td>'
-            f'<td class="number">{between}</td><td class="number">{figure.count}</td></tr>\n'
-        )
+        lines.append(f'<tr><th scope="row">{escape(name)}</th>{cells(figure)}</tr>\n')
     return (
-        '<div class="scroll"><table class="figures"><thead><tr><th>Figure</th>'
-        '<th class="number">Value</th><th class="number">95 % interval</th>'
-        f'<th class="number">Items</th></tr></thead>\n<tbody>{"".join(lines)}</tbody></table></div>'
+        f'<div class="scroll"><table class="figures"><thead><tr><th>Figure</th>{HEADS}'
+        f"</tr></thead>\n<tbody>{''.join(lines)}</tbody></table></div>"
     )
+
+
+HEADS = (
+    '<th class="number">Value</th><th class="number">95 % interval</th>'
+    '<th class="number">Items</th>'
+)
+
+
+def cells(figure: Figure) -> str:
+    """A value, its interval, how many items are behind it."""
+    low, high, between = figure.low, figure.high, ""
+    if low is not None and high is not None:
+        low = charts.shown(low, figure.unit)
+        between = f"{charts.number(low)} … {charts.number(high, figure.unit)}"
+    return (
+        f'<td class="number">{charts.number(figure.value, figure.unit)}</td>'
+        f'<td class="number">{between}</td><td class="number">{figure.count}</td>'
+    )
+
+
+def overview(suite: Sequence[Outcome]) -> str:
+    """The table of a suite: a line per figure that matters, and what it should be."""
+    lines, at = [], 0
+    for outcome in suite:
+        head = escape(outcome.entry.name)
+        if outcome.result is not None:
+            head, at = f'<a href="#e{at}">{head}</a>', at + 1
+        head = f'<th scope="row">{head}</th>'
+        if outcome.error:
+            lines.append(f'<tr>{head}<td class="failed" colspan="6">{escape(outcome.error)}</td>')
+        for line in outcome.lines():
+            found = '<td colspan="3">not measured</td>' if not line.figure else cells(line.figure)
+            told = {None: "", True: '<span class="met">met</span>',
+                    False: '<span class="failed">missed</span>'}[line.met]  # fmt: skip
+            lines.append(
+                f"<tr>{head}<td>{escape(line.name)}</td>{found}<td>{escape(line.goal)}</td>"
+                f"<td>{told}</td>"
+            )
+    rows = "".join(f"{line}</tr>\n" for line in lines)
+    head = f"<th>Evaluation</th><th>Figure</th>{HEADS}<th>Goal</th><th></th>"
+    table = f'<table class="suite"><thead><tr>{head}</tr></thead>\n<tbody>{rows}</tbody></table>'
+    return f'<div class="scroll">{table}</div>\n' if suite else ""
 
 
 def plots(name: str, result: Result) -> str:

@@ -27,7 +27,7 @@ HIDDEN = ("id", "error", "events", *TEXTS)  # not shown by their names
 UNLISTED = (  # what only figures and --resume need
     "key", "judge", "seconds", "start", "duration", "hits", "letters", "letter_errors",
     "times_found", "times_of", "timed_words", "overlap", "delay_s", "delays", "errors",
-    "heard_errors",
+    "heard_errors", "frames", "same",
 )  # fmt: skip
 ERRORS = ("wer",)  # above 0: something is wrong
 SUCCESSES = ("right", "both", "written_exact")  # below 1: the same

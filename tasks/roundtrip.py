@@ -1,4 +1,8 @@
-"""Recordings through a codec and back, several at a time, and their codes through it once more."""
+"""Recordings through a codec and back, several at a time, and what becomes of their codes.
+
+Two things that a code should survive: another pass (idempotence, paper Table 16), and a recording
+that begins a little later, so that the frames lie elsewhere (stability).
+"""
 
 from __future__ import annotations
 
@@ -25,11 +29,20 @@ class Decoded:
 
 
 @dataclass(frozen=True)
+class Later:
+    """The codes of a recording without its first moments, beside those of the whole."""
+
+    same: list[int]  # per codebook: frames of one number whose code is the same
+    frames: int
+
+
+@dataclass(frozen=True)
 class Passage:
     """One recording."""
 
     codes: Tensor  # long[Q, T], of as many codebooks as were asked for at most
     decoded: dict[int, Decoded]  # codebooks -> what is left
+    later: Later | None = None  # None: nothing is left of it, or it was not asked for
 
 
 class Whole:
@@ -49,10 +62,13 @@ class Whole:
 
 
 class Roundtrip:
-    """A codec, `slots` recordings at a time. Uses the first max(counts) codebooks."""
+    """A codec, `slots` recordings at a time. Uses the first max(counts) codebooks.
 
-    def __init__(self, mimi: Mimi, counts: Sequence[int], slots: int = 1) -> None:
-        self.mimi, self.counts = mimi, tuple(counts)
+    shift: samples that are left out in front to see which codes stay the same; 0: not asked for.
+    """
+
+    def __init__(self, mimi: Mimi, counts: Sequence[int], slots: int = 1, shift: int = 0) -> None:
+        self.mimi, self.counts, self.shift = mimi, tuple(counts), shift
         mimi.set_num_codebooks(max(counts))
         self.encoder = Coder(mimi, "encode", slots=slots, frames=FRAMES)
         self.decoder = Coder(mimi, "decode", slots=slots, frames=FRAMES)
@@ -73,6 +89,18 @@ class Roundtrip:
         """codes long[n, T] each -> float32 [T · 1920] each."""
         return [wav[0] for wav in self._through(self.decoder, codes, 1)]
 
+    def later(self, wavs: Sequence[Tensor], codes: Sequence[Tensor]) -> list[Later | None]:
+        """Recordings and their codes -> which of these stay the same if they begin later."""
+        left = [wav[self.shift :] if self.shift else wav[:0] for wav in wavs]
+        found = iter(self.encode([wav for wav in left if len(wav)]))
+        told: list[Later | None] = []
+        for wav, before in zip(left, codes, strict=True):
+            after = next(found) if len(wav) else before[:, :0]
+            frames = after.shape[1]
+            same = agreement(before[:, :frames], after)
+            told.append(Later(same, frames) if frames else None)
+        return told
+
     def __call__(self, wavs: Sequence[Tensor]) -> list[Passage]:
         """Recordings float32 [S], none of them empty."""
         every = self.encode(wavs)
@@ -83,4 +111,4 @@ class Roundtrip:
             for i, (sound, codes) in enumerate(zip(sounds, again, strict=True)):
                 same = agreement(every[i][:n], codes[:n])
                 decoded[i][n] = Decoded(sound[: len(wavs[i])], same, codes.shape[1])
-        return [Passage(codes, found) for codes, found in zip(every, decoded, strict=True)]
+        return [*map(Passage, every, decoded, self.later(wavs, every))]

@@ -174,31 +174,52 @@ def qa(
     }) | speed(rows)  # fmt: skip
 
 
-def codec(rows: Sequence[Row], counts: Sequence[int], normaliser: Normaliser = OURS) -> Figures:
+def codec(
+    rows: Sequence[Row], counts: Sequence[int], normaliser: Normaliser = OURS, semantic: int = 1
+) -> Figures:
     """Rows with passes: {N: {measure: value, same: [frames per codebook], frames}} for N codebooks;
-    with reference and heard: {"original": text, N: text} where a judge has listened.
+    with reference and heard: {"original": text, N: text} where a judge has listened; with later:
+    {same, frames} where the recording was encoded from a little later on. semantic: codebooks.
 
     Figures of N codebooks end in @N if there are several N. wer_added is what the judge makes of
     the decoded sound, less what it makes of the original, per reference word.
     """
+    judged = _judged(rows, normaliser)
+    later = [r["later"] for r in rows if r.get("later")]
+    found = _words([r["errors"]["original"] for r in judged], "original_")
+    for n in counts:
+        end = f"@{n}" if len(counts) > 1 else ""
+        each = _distances(rows, str(n))
+        each |= _same([r["passes"][str(n)] for r in rows], n, semantic, "idempotence")
+        each |= kept({"stability": _same(later, n, semantic, "stability").get("stability")})
+        each |= _added(judged, str(n))
+        found |= {name + end: figure for name, figure in each.items()}
+    stable = _same(later, max(counts), semantic, "stability")  # codes are the same for any n
+    return found | {name: figure for name, figure in stable.items() if name != "stability"}
+
+
+def compared(rows: Sequence[Row], name: str, normaliser: Normaliser = OURS) -> Figures:
+    """Rows as in `codec` with a single pass of this name, of which no codes are known."""
+    judged = _judged(rows, normaliser)
+    found = _words([r["errors"]["original"] for r in judged], "original_")
+    return found | _distances(rows, name) | _added(judged, name)
+
+
+def _judged(rows: Sequence[Row], normaliser: Normaliser) -> list[Row]:
+    """Rows that a judge has listened to; what it got wrong is counted in `errors`."""
     judged = [r for r in rows if r.get("heard") and r.get("reference") is not None]
     for row in judged:
         row["errors"] = {
             name: counted(row["reference"], text, normaliser) for name, text in row["heard"].items()
         }
-    before = [r["errors"]["original"] for r in judged]
-    found = _words(before, "original_")
-    for n in counts:
-        end = f"@{n}" if len(counts) > 1 else ""
-        passes = [r["passes"][str(n)] for r in rows]
-        each = _distances(passes) | _idempotence(passes, n)
-        if judged:
-            after = [r["errors"][str(n)] for r in judged]
-            each |= _words(after)
-            added = difference(map(_errors, after), map(_errors, before))
-            each |= {"wer_added": added} if added else {}
-        found |= {name + end: figure for name, figure in each.items()}
-    return found
+    return judged
+
+
+def _added(judged: Sequence[Row], name: str) -> Figures:
+    """What a judge makes of a pass, and how much worse that is than of the original."""
+    after, before = ([r["errors"][n] for r in judged] for n in (name, "original"))
+    added = difference(map(_errors, after), map(_errors, before))
+    return _words(after) | kept({"wer_added": added})
 
 
 def _words(counts: Sequence[Row], prefix: str = "") -> Figures:
@@ -207,20 +228,24 @@ def _words(counts: Sequence[Row], prefix: str = "") -> Figures:
     return {name: every[name] for name in (f"{prefix}wer", f"{prefix}cer") if name in every}
 
 
-def _distances(passes: Sequence[Row]) -> Figures:
+def _distances(rows: Sequence[Row], name: str) -> Figures:
+    """What a pass is like beside the original."""
     from moshi_cli.tasks.fidelity import MEASURES
 
+    passes = [row["passes"][name] for row in rows]
     return kept({
         name: mean((p.get(name) for p in passes), measure.unit)
         for name, measure in MEASURES.items() if any(name in p for p in passes)
     })  # fmt: skip
 
 
-def _idempotence(passes: Sequence[Row], count: int) -> Figures:
-    """Share of codes that are the same after a second pass: of all, and per codebook."""
-    every = ratio((sum(p["same"]), p["frames"] * count) for p in passes)
-    each = {
-        f"idempotence_q{q + 1}": ratio((p["same"][q], p["frames"]) for p in passes)
-        for q in range(count)
-    }
-    return kept({"idempotence": every, **each})
+def _same(rows: Sequence[Row], count: int, semantic: int, name: str) -> Figures:
+    """Share of codes that stay the same: of all, of the semantic codebooks, of each codebook."""
+
+    def share(codebooks: Sequence[int]) -> Figure | None:
+        sums = ((sum(r["same"][q] for q in codebooks), r["frames"]) for r in rows)
+        return ratio((same, frames * len(codebooks)) for same, frames in sums)
+
+    every, first = range(count), range(min(semantic, count))
+    each = {f"{name}_q{q + 1}": share([q]) for q in every}
+    return kept({name: share(every), f"{name}_semantic": share(first), **each})

@@ -293,6 +293,23 @@ def test_codec_at_several_sizes(invoke: Invoke, model: Model) -> None:
     assert json.loads(again.stdout)["figures"] == json.loads(done.stdout)["figures"]
 
 
+def test_codec_on_what_begins_later(invoke: Invoke, model: Model) -> None:
+    args = ["codec", "--manifest", "m.jsonl", "--metrics", "mel", "--json"]
+    done = invoke(*args, "--shift", "0.1")
+    assert done.exit_code == 0, done.stderr
+    same = frames = 0
+    for name in LENGTHS:
+        wav = audio.read(f"{name}.wav")[None]
+        codes, later = (model.mimi.encode(x)[0, 0] for x in (wav, wav[..., 2400:]))
+        same += int((codes[: len(later)] == later).sum())
+        frames += len(later)
+    assert figure(done, "stability_semantic") == pytest.approx(same / frames)
+    assert figure(done, "stability_q1") == figure(done, "stability_semantic")
+    assert json.loads(done.stdout)["context"]["settings"]["shift_s"] == 0.1
+    without = json.loads(invoke(*args, "--shift", 0).stdout)["figures"]
+    assert "idempotence_semantic" in without and not any(n.startswith("stab") for n in without)
+
+
 def test_codec_without_words(invoke: Invoke) -> None:
     done = invoke("codec", "a.wav", "--metrics", "mel", "--json", "--fail-below", "idempotence=0")
     assert done.exit_code == 0, done.stderr

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 import sys
 import types
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from moshi_cli.core import audio
 from moshi_cli.core.errors import UsageError
 from moshi_cli.tasks import codebooks, fidelity
 
@@ -92,6 +95,22 @@ def test_pesq_hears_16_khz(monkeypatch: pytest.MonkeyPatch) -> None:
     fake(monkeypatch, "pesq", pesq=pesq, NoUtterancesError=NoUtterancesError)
     assert fidelity.pesq(TONE, 2 * TONE) == pytest.approx(2, rel=1e-2)
     assert fidelity.pesq(TONE, 0 * TONE) is None
+
+
+def test_pesq_of_known_pairs(root: Path) -> None:
+    """Itself: raw 4.5, the best there is, on the scale of P.862.2. Silence: nothing to rate."""
+    pytest.importorskip("pesq")
+    speech = audio.read(root / "examples/audio/hello.wav")[0]
+    best = 0.999 + 4 / (1 + math.exp(-1.3669 * 4.5 + 3.8224))
+    assert best == pytest.approx(4.644, abs=1e-3)
+    assert fidelity.pesq(speech, speech) == pytest.approx(best, abs=1e-3)
+    assert fidelity.pesq(speech, 0.5 * speech) == pytest.approx(best, abs=1e-2)  # levels are equal
+    noise = torch.randn(len(speech), generator=torch.Generator().manual_seed(0))
+    level = speech.square().mean().sqrt()
+    scores = [fidelity.pesq(speech, speech + g * level * noise) for g in (0.01, 0.1, 1.0)]
+    assert all(a is not None and b is not None and a > b for a, b in pairwise([best, *scores]))
+    assert scores[-1] is not None and 1 <= scores[-1] < 1.5  # as loud as the speech
+    assert fidelity.pesq(torch.zeros(24_000), noise[:24_000]) is None
 
 
 def test_visqol_hears_16_khz_as_speech(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 from dataclasses import replace
@@ -18,7 +19,8 @@ from moshi_cli.core.lm import MoshiLm
 from moshi_cli.core.losses import LmWeights, lm_loss
 from moshi_cli.core.mimi import Mimi
 from moshi_cli.core.text import Text
-from moshi_cli.tasks.pairs import Judge, Pair, Score, Side, read_suite, right
+from moshi_cli.tasks.pair_suites import Pair, Side, read_suite
+from moshi_cli.tasks.pairs import Judge, Score, right
 
 
 def write(path: Path, *rows: object) -> Path:
@@ -84,6 +86,75 @@ def test_a_gold_file_is_a_suite(tmp_path: Path) -> None:
     gold.write_text("id,filename,voice\n1,a,A\n")
     with pytest.raises(InputError, match=r"gold.csv:2: not a row"):
         read_suite(gold)
+
+
+def test_words_have_groups_by_frequency(tmp_path: Path) -> None:
+    """The columns of sWUGGY; what is no word has no frequency."""
+    (tmp_path / "gold.csv").write_text(
+        "filename,id,voice,frequency,word,phones,length,correct\n"
+        "a,1,A,12,brick,B R IH K,4,1\nb,1,A,,blick,B L IH K,4,0\n"
+        "c,2,A,0,squalled,S K,4,1\nd,2,A,,squilled,S K,4,0\n"
+    )
+    assert [(pair.id, pair.group) for pair in read_suite(tmp_path)] == [
+        ("1/A", "in_vocabulary"), ("2/A", "oov"),
+    ]  # fmt: skip
+
+
+def test_ids_of_other_phenomena_are_other_pairs(tmp_path: Path) -> None:
+    rows = [
+        f"{kind}{c},1,A,{kind},{sub},x,{c}"
+        for kind, sub in (("islands", "p"), ("islands", "q"), ("npi", "p")) for c in (1, 0)
+    ]  # fmt: skip
+    head = "filename,id,voice,type,subtype,transcription,correct\n"
+    (tmp_path / "gold.csv").write_text(head + "\n".join(rows))
+    found = read_suite(tmp_path)
+    assert [pair.id for pair in found] == ["islands/p/1/A", "islands/q/1/A", "npi/p/1/A"]
+    assert [pair.group for pair in found] == ["islands", "islands", "npi"]
+
+
+def test_recordings_are_paired_by_their_names(tmp_path: Path) -> None:
+    names = ["0_ab-c_correct", "1_ab-c_incorrect", "2_xy_correct", "3_xy_incorrect"]
+    names += ["10_xy_correct", "11_xy_incorrect", "7_correct", "7_incorrect"]
+    for name in names:
+        (tmp_path / f"{name}.wav").touch()
+    (tmp_path / "readme_correct.txt").touch()
+    assert read_suite(tmp_path) == [
+        Pair(
+            "ab-c", Side(tmp_path / "0_ab-c_correct.wav"), Side(tmp_path / "1_ab-c_incorrect.wav")
+        ),
+        Pair("xy~1", Side(tmp_path / "2_xy_correct.wav"), Side(tmp_path / "3_xy_incorrect.wav")),
+        Pair("xy~2", Side(tmp_path / "10_xy_correct.wav"), Side(tmp_path / "11_xy_incorrect.wav")),
+        Pair("7", Side(tmp_path / "7_correct.wav"), Side(tmp_path / "7_incorrect.wav")),
+    ]
+    (tmp_path / "8_correct.wav").touch()
+    with pytest.raises(InputError, match="8 has 1 right and 0 wrong sides"):
+        read_suite(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"neither a gold\.csv nor recordings"):
+        read_suite(tmp_path / "empty")
+
+
+SENTENCES = ("One.", "Two, really.", "Three.", "Four.")
+STORY = {f"InputSentence{i}": text for i, text in enumerate(SENTENCES, 1)}
+ENDINGS = {"RandomFifthSentenceQuiz1": "Five.", "RandomFifthSentenceQuiz2": "Nine."}
+
+
+def test_stories_with_two_endings(tmp_path: Path) -> None:
+    path = tmp_path / "cloze.csv"
+    row = {"InputStoryid": "s", **STORY, **ENDINGS, "AnswerRightEnding": "2"}
+    with path.open("w", newline="", encoding="utf-8-sig") as file:
+        table = csv.DictWriter(file, row)
+        table.writeheader()
+        table.writerow(row)
+    start = " ".join(SENTENCES)
+    assert read_suite(path) == [Pair("s", Side(text=f"{start} Nine."), Side(text=f"{start} Five."))]
+    other = {f"input_sentence_{i}": text for i, text in enumerate(SENTENCES, 1)}
+    other |= {"sentence_quiz1": "Five.", "sentence_quiz2": "Nine.", "answer_right_ending": 1}
+    good, bad = Side(text=f"{start} Five."), Side(text=f"{start} Nine.")
+    assert read_suite(write(tmp_path / "s.jsonl", other)) == [Pair("1", good, bad)]
+    path.write_text(path.read_text("utf-8-sig").replace(",2", ",3"))
+    with pytest.raises(InputError, match=r"cloze\.csv:2: not a story .*AnswerRightEnding is 3"):
+        read_suite(path)
 
 
 def uniform(lm: MoshiLm) -> MoshiLm:

@@ -71,3 +71,15 @@ def test_marked_commands_are_one_block_each(name: str) -> None:
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"\]\(([^)#:]+)\)", README))))
 def test_links_to_files_exist(path: str) -> None:
     assert (ROOT / path).exists()
+
+
+@pytest.mark.parametrize("block", blocks("yaml"))
+def test_suites_are_valid(block: str, tmp_path: Path) -> None:
+    from moshi_cli.options import LogOptions
+    from moshi_cli.suite_calls import prepared
+    from moshi_cli.tasks.suites import load
+
+    (tmp_path / "tests.yaml").write_text(block, encoding="utf-8")
+    suite, document = load(tmp_path / "tests.yaml")
+    for i, entry in enumerate(suite.entries):
+        prepared(entry, document, ("entries", str(i)), tmp_path, LogOptions())

@@ -135,6 +135,43 @@ def test_a_codec_by_its_passes() -> None:
     assert single["wer_added"].value == 0 and single["wer_added"].low is None
 
 
+def test_pairs_without_codes() -> None:
+    heard = [("go left", "go"), ("go left", "go left")]
+    rows: list[dict[str, Any]] = [
+        {"reference": "go left", "passes": {"other": {"si_sdr_db": x, "stoi": None}},
+         "heard": {"original": before, "other": after}}
+        for x, (before, after) in zip((4.0, 8.0), heard, strict=True)
+    ]  # fmt: skip
+    found = {n: f.value for n, f in scoring.compared(rows, "other").items()}
+    assert found["si_sdr_db"] == 6 and found["original_wer"] == 0
+    assert found["wer"] == found["wer_added"] == 0.25
+    assert not any(name.startswith(("idem", "stab", "stoi")) for name in found)
+
+
+def test_codes_that_stay_the_same() -> None:
+    def row(again: list[int], later: list[int] | None) -> dict[str, Any]:
+        found = {"passes": {"3": {"same": again, "frames": 10}}}
+        return found | ({} if later is None else {"later": {"same": later, "frames": 8}})
+
+    rows = [row([10, 5, 3], [8, 4, 0]), row([6, 1, 0], [4, 0, 0]), row([0, 0, 0], None)]
+    found = {n: f.value for n, f in scoring.codec(rows, [3]).items()}
+    assert found["idempotence"] == pytest.approx(25 / 90)
+    assert found["idempotence_semantic"] == found["idempotence_q1"] == pytest.approx(16 / 30)
+    assert found["stability"] == pytest.approx(16 / 48)  # of two recordings: the third is too short
+    assert found["stability_semantic"] == found["stability_q1"] == 0.75
+    assert (found["stability_q2"], found["stability_q3"]) == (0.25, 0)
+    two = {n: f.value for n, f in scoring.codec(rows, [3], semantic=2).items()}
+    assert two["stability_semantic"] == 0.5 and two["idempotence_semantic"] == pytest.approx(
+        22 / 60
+    )
+    first = scoring.codec(
+        [{**r, "passes": {"1": r["passes"]["3"], **r["passes"]}} for r in rows], [1, 3]
+    )
+    assert first["stability@1"].value == 0.75 and first["stability@3"].value == found["stability"]
+    assert "stability_q1" in first and "stability_q1@1" not in first
+    assert "stability" not in scoring.codec(rows[2:], [3])
+
+
 def test_groups_have_figures_of_their_own() -> None:
     rows = [
         {"kind": "list", "reference": "go left", "hypothesis": "go"},

@@ -1,4 +1,4 @@
-"""What evaluate.py lets the model hear: test clips, spoken digits, long recordings and silence."""
+"""What the model hears in make_suite.py: clips, spoken digits, long recordings and silence."""
 
 from __future__ import annotations
 

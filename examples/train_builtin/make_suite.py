@@ -1,0 +1,131 @@
+"""Write the test set of the recipe as a suite of `moshi eval suite`:
+
+    python make_suite.py OUT --test CORPUS/test --digits DIGITS
+    moshi eval suite OUT/suite.yaml -o FIGURES --batch-size 8 --html FIGURES/report.html \\
+        --judge "command:TEACHERS/venv/bin/python judge.py TEACHERS/whisper-base"
+
+asr: word errors on voices never trained on, and words written in silence. digits: a real speaker,
+digit by digit and in strings. tts: what the judge hears in spoken texts. codec: what it hears after
+8 codebooks, more than before. chat: questions of unseen voices, the answers read and heard, and
+silence. speed: a minute of sound, or ten texts, one at a time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from recordings import (
+    Clip,
+    digit_clips,
+    digit_strings,
+    load_test,
+    long_recording,
+    rows,
+    silences,
+    spread,
+)
+from world import load_dialogues
+
+CODEC_CLIPS = 160  # the codec is judged on so many of the test clips
+SPEED_TEXTS = 10
+QUIET = {"text": "", "answer": ""}  # what is said in silence, and the right answer to it
+Row = dict[str, Any]
+
+
+def heard(clips: Iterable[Clip], **more: Any) -> list[Row]:
+    """Rows of a manifest."""
+    keys = ("id", "text", "voice", "kind")
+    return [
+        {**{k: getattr(c, k) for k in keys}, "path": str(c.path.resolve()), **more} for c in clips
+    ]
+
+
+def entries(
+    test: Path, digits: Path | None, out: Path, limit: int | None
+) -> Iterator[tuple[Row, Sequence[Row]]]:
+    """All that is measured, in the order of the table: an entry, and the rows of its manifest."""
+    every = load_test(test)
+    clips, pairs = spread(every, limit), load_dialogues()
+    quiet = heard(silences(out / "silence"), **QUIET)
+    long = Clip("long", out / "long.wav", "", "all", "long")
+    long_recording(every, long.path)
+    minute = heard([long], **QUIET)
+    texts = spread(rows(test / "tts_texts.jsonl"), limit)
+
+    yield {
+        "name": "asr", "task": "asr", "options": {"by": "kind"},
+        "goals": {"wer": "≤ 5 %"}, "figures": ["wer/world", "wer/question"],
+    }, heard(clips)  # fmt: skip
+    yield {"name": "asr-silence", "task": "asr", "goals": {"words_in_silence": "0"}}, quiet
+    if digits is not None:
+        single = digit_clips(digits, out / "digit")
+        for name, found in (
+            ("digits-single", single),
+            ("digits-strings", digit_strings(single, out / "string")),
+        ):
+            goals = {"goals": {"wer": "≤ 20 %"}, "figures": ["exact"]}
+            yield {"name": name, "task": "asr", **goals}, heard(spread(found, limit))
+    yield {
+        "name": "tts", "task": "tts", "goals": {"wer": "≤ 10 %", "unspoken_words": "0"},
+    }, texts  # fmt: skip
+    yield {
+        "name": "codec", "task": "codec", "options": {"num-codebooks": 8},
+        "goals": {"wer_added": "≤ 5 points"},
+        "figures": ["original_wer", "stoi", "mel_db", "bitrate"],
+    }, heard(spread(clips, CODEC_CLIPS))  # fmt: skip
+    questions = [
+        row | {"answer": pairs[int(str(clip.qa))]["answer"]}
+        for clip in spread([c for c in every if c.kind == "question"], limit)
+        for row in heard([clip])
+    ]
+    yield {
+        "name": "chat", "task": "qa", "options": {"by": "voice"},
+        "goals": dict.fromkeys(("written_exact", "heard_right", "both"), "≥ 80 %"),
+        "figures": ["written_holds", "heard_exact", "heard_wer"],
+    }, questions  # fmt: skip
+    yield {
+        "name": "chat-silence", "task": "qa", "options": {"judge": "none"},
+        "goals": {"silent_replies": "100 %"},
+    }, quiet  # fmt: skip
+    goal, alone = {"goals": {"rtf": "< 0.5"}}, {"batch-size": 1}
+    unheard = {"options": {**alone, "judge": "none"}, **goal}
+    few, shown = texts[:SPEED_TEXTS], {"figures": ["first_audio"]}
+    yield {"name": "speed-asr", "task": "asr", "options": alone, **goal}, minute
+    yield {"name": "speed-tts", "task": "tts", **unheard, **shown}, few
+    yield {"name": "speed-chat", "task": "qa", **unheard}, minute
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--test", type=Path, required=True, help="folder of make_tests.py")
+    parser.add_argument("--digits", type=Path, help="folder of free-spoken-digit-dataset")
+    parser.add_argument("--limit", type=int, help="at most so many recordings, from everywhere")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    listed = []
+    for entry, some in entries(args.test.resolve(), args.digits, args.out, args.limit):
+        manifest = args.out / f"{entry['name']}.jsonl"
+        manifest.write_text("".join(json.dumps(row) + "\n" for row in some))
+        listed.append({**entry, "manifest": manifest.name})
+    suite = {"title": "The test set of the built-in model", "entries": listed}
+    text = yaml.dump(suite, Dumper=Plain, sort_keys=False, allow_unicode=True)
+    (args.out / "suite.yaml").write_text(text, encoding="utf-8")
+
+
+class Plain(yaml.SafeDumper):
+    """YAML without references to what was said before."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+if __name__ == "__main__":
+    main()
