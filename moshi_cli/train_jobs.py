@@ -60,8 +60,8 @@ class Training:
 
     def run(self, stop_after: int | None) -> int:
         """Train; exit code 130 if it was interrupted."""
-        from moshi_cli.tasks import parallel
         from moshi_cli.core.weights import pick_device
+        from moshi_cli.tasks import parallel
         from moshi_cli.tasks.assembly import assemble
         from moshi_cli.tasks.train import train
 

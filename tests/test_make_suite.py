@@ -60,7 +60,7 @@ def corpus(folder: Path) -> None:
     """A test set of make_tests.py and a set of digits, of a second each."""
     folder.mkdir()
     row = {"start": 0.0, "end": 0.5, "voice": {"x": 1.0}}
-    kinds = {"a": "world", "b": "question", "c": "question"}
+    kinds = {"a": "world", "b": "question", "c": "question", "d": "open"}
     lines = [
         {**row, "id": n, "file": f"{n}.wav", "kind": k, "text": f"Say {n}.", "qa": i}
         for i, (n, k) in enumerate(kinds.items())
@@ -68,6 +68,7 @@ def corpus(folder: Path) -> None:
     for name in kinds:
         soundfile.write(folder / f"{name}.wav", np.full(8000, 0.1), 8000)
     (folder / "manifest.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (folder / "tts_open.jsonl").write_text('{"id": "o", "text": "We ate late."}')
     (folder / "tts_texts.jsonl").write_text('{"id": "t", "text": "Go left."}')
     digits = folder / "digits"
     digits.mkdir()
@@ -75,12 +76,20 @@ def corpus(folder: Path) -> None:
     digit = {"file": "a.wav", "start": 0.1, "end": 0.4, "speaker": "nicolas", "text": "one"}
     rows = [json.dumps({**digit, "id": f"d{i}"}) for i in range(3)]
     (digits / "manifest.jsonl").write_text("\n".join(rows))
+    prompts = folder / "prompts"
+    prompts.mkdir()
+    soundfile.write(prompts / "a.wav", np.full(8000, 0.1), 8000)
+    prompt = {"file": "a.wav", "start": 0.0, "end": 1.0, "speaker": "somebody"}
+    texts = ["Added.", "That is not a number."]  # one word is too short
+    rows = [json.dumps({**prompt, "id": f"p{i}", "text": text}) for i, text in enumerate(texts)]
+    (prompts / "manifest.jsonl").write_text("\n".join(rows))
 
 
 FIGURES = {  # name of an entry -> what its table shows
-    "asr": "wer wer/world wer/question", "asr-silence": "words_in_silence",
+    "asr": "wer wer/world wer/question", "asr-open": "wer", "asr-real": "wer",
+    "asr-silence": "words_in_silence",
     "digits-single": "wer exact", "digits-strings": "wer exact", "tts": "wer unspoken_words",
-    "codec": "wer_added original_wer stoi mel_db bitrate",
+    "tts-open": "wer unspoken_words", "codec": "wer_added stoi original_wer mel_db bitrate",
     "chat": "written_exact heard_right both written_holds heard_exact heard_wer",
     "chat-silence": "silent_replies", "speed-asr": "rtf", "speed-tts": "rtf first_audio",
     "speed-chat": "rtf",
@@ -95,6 +104,7 @@ def test_everything_is_measured_by_the_command(
 
     corpus(tmp_path / "test")
     words = ["make_suite.py", "set", "--test", "test", "--digits", "test/digits"]
+    words += ["--prompts", "test/prompts"]
     monkeypatch.setattr(sys, "argv", words)
     make_suite.main()
     monkeypatch.setattr("moshi_cli.tasks.fidelity.missing", lambda: ["pesq", "visqol"])
@@ -108,7 +118,7 @@ def test_everything_is_measured_by_the_command(
     assert {name: " ".join(entry["shown"]) for name, entry in found.items()} == FIGURES
     contexts = {name: entry["result"]["context"] for name, entry in found.items()}
     judged = [name for name, context in contexts.items() if "judge" in context]
-    assert judged == ["tts", "codec", "chat"]
+    assert judged == ["tts", "tts-open", "codec", "chat"]
     alone = [name for name, context in contexts.items() if context["batch_size"] == 1]
     assert alone == ["speed-asr", "speed-tts", "speed-chat"]
     assert found["chat"]["result"]["items"] == 2 and found["speed-tts"]["result"]["items"] == 1

@@ -53,21 +53,31 @@ def load_test(folder: Path) -> list[Clip]:
     return clips
 
 
-def digit_clips(folder: Path, out: Path) -> list[Clip]:
-    """One file per digit of the held-out speaker, cut as closely as the data set has it."""
+def cut(folder: Path, out: Path, kind: str, speaker: str | None = None) -> list[Clip]:
+    """One file per row of a manifest of long recordings, of one speaker if one is named."""
     out.mkdir(parents=True, exist_ok=True)
     files: dict[str, tuple[Sound, int]] = {}
     clips = []
     for row in rows(folder / "manifest.jsonl"):
-        if row["speaker"] != HELD_OUT:
+        if speaker not in (None, row["speaker"]):
             continue
         if row["file"] not in files:
             files[row["file"]] = soundfile.read(folder / row["file"], dtype="float32")
         sound, rate = files[row["file"]]
         path = out / f"{row['id']}.wav"
         soundfile.write(path, sound[round(row["start"] * rate) : round(row["end"] * rate)], rate)
-        clips.append(Clip(row["id"], path, row["text"], HELD_OUT, "digit"))
+        clips.append(Clip(row["id"], path, row["text"], row["speaker"], kind))
     return clips
+
+
+def digit_clips(folder: Path, out: Path) -> list[Clip]:
+    """The digits of the held-out speaker, cut as closely as the data set has them."""
+    return cut(folder, out, "digit", HELD_OUT)
+
+
+def prompt_clips(folder: Path, out: Path, words: int = 3) -> list[Clip]:
+    """A person's prompts of at least so many words."""
+    return [clip for clip in cut(folder, out, "prompt") if len(clip.text.split()) >= words]
 
 
 def digit_strings(clips: Sequence[Clip], out: Path, seed: int = 0) -> list[Clip]:
