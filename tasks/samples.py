@@ -124,18 +124,31 @@ class Samples:
         return grid
 
     def dialogue(self, frames: int, generator: torch.Generator) -> Tensor:
-        """Questions and answers in turns, cut to T frames. -> grid [K, T]"""
+        """Questions and answers in turns, cut to T frames. -> grid [K, T]
+
+        The partner may speak into an answer, which then breaks off: its voice and its words.
+        """
         c, Q = self.casting, self.lm.voice_q
         own, partner = self.quiet(frames), self.line(frames, generator)
         words: list[tuple[str, float, float]] = []
         at, spoken = 0, 0  # frames of the partner, of the model, that are settled
+        into_s: float | None = None  # when the next one speaks into what the model says
         while at < frames:
-            if float(torch.rand((), generator=generator)) < c.wait:
+            if into_s is None and float(torch.rand((), generator=generator)) < c.wait:
                 at += round(draw(c.wait_s, generator) * FRAME_HZ)
                 if at >= frames:
                     break
             chatter = float(torch.rand((), generator=generator)) < c.chatter and self.other
             ask = self.pick(self.other if chatter else self.questions, generator)
+            if into_s is not None:
+                at = max(at, round((into_s - ask.words[0][1]) * FRAME_HZ))
+                onset_s = at / FRAME_HZ + ask.words[0][1]
+                stop = round((onset_s + draw(c.stop_s, generator)) * FRAME_HZ)
+                if stop < spoken:
+                    own[:, stop:] = self.quiet(frames)[:, stop:]
+                    words = [word for word in words if word[1] < stop / FRAME_HZ]
+                    spoken = stop
+                into_s = None
             end = min(at + ask.frames, frames)
             partner[:, at:end] = self.cache.read(ask)[:, : end - at]
             over_s = at / FRAME_HZ + ask.words[-1][2]
@@ -153,8 +166,11 @@ class Samples:
             shift_s = (first - skip) / FRAME_HZ
             words += [(w, s + shift_s, e + shift_s) for w, s, e in answer.words]
             spoken = first + answer.frames - skip
-            done_s = answer.words[-1][2] + shift_s + draw(c.rest_s, generator)
-            at = max(at, round(done_s * FRAME_HZ))
+            begin_s, done_s = (x + shift_s for x in (answer.words[0][1], answer.words[-1][2]))
+            if c.interrupt and float(torch.rand((), generator=generator)) < c.interrupt:
+                into_s = draw((begin_s + 0.2, max(done_s - 0.3, begin_s + 0.2)), generator)
+            else:
+                at = max(at, round((done_s + draw(c.rest_s, generator)) * FRAME_HZ))
         grid = torch.full((self.lm.streams, frames), ZERO)
         grid[0] = self.row(words, frames)
         grid[1 : 1 + Q] = own[:Q]

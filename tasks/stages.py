@@ -59,6 +59,8 @@ class Casting:
     hiss: float = 0.5  # probability that a silent partner's line is not quite silent
     wait: float = 0.15  # probability of a long silence before a question …
     wait_s: tuple[float, float] = (2.0, 8.0)  # … and how long
+    interrupt: float = 0.0  # probability that the partner speaks into an answer …
+    stop_s: tuple[float, float] = (0.24, 0.56)  # … and how long the model then speaks on
     odds: dict[str, float] = field(default_factory=dict)  # kind (prefix) -> weight of a take
 
 

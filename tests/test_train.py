@@ -329,6 +329,29 @@ def test_samples_put_words_and_voices_in_their_streams(cache: Path, tiny_text: T
         assert batch.lags[row] == {"asr": "3", "tts": "-2", "chat": "0"}[name]
 
 
+def test_an_answer_breaks_off_when_the_partner_speaks_into_it(cache: Path, tiny_text: Text) -> None:
+    calm = Casting(wait=0.0, chatter=0.0, hiss=0.0)
+    said = {}
+    for name, casting in (
+        ("calm", calm),
+        ("rude", replace(calm, interrupt=1.0, stop_s=(0.0, 0.0))),
+    ):
+        samples = Samples(Cache(cache, 4), tiny_text, TINY_LM, LAGS, casting)
+        for qa, takes in samples.answers.items():
+            words = (("one", 0.0, 0.1), ("sky", 0.6, 0.64))  # spoken into 0.34 s after its start
+            samples.answers[qa] = [replace(take, words=words, frames=8) for take in takes]
+        quiet, sounds, texts = samples.quiet(120), 0, []
+        for i in range(8):
+            grid = samples.dialogue(120, torch.Generator().manual_seed(i))
+            texts += tiny_text.decode(grid[0]).split()
+            sounds += int((grid[1:5] != quiet).any(0).sum())
+        said[name] = texts.count("one"), texts.count("sky"), sounds
+    one, sky, sounds = said["calm"]
+    assert one > 8 and one - sky <= 8 and sounds > 7 * sky  # a window may end within an answer
+    one, sky, sounds = said["rude"]
+    assert one > said["calm"][0] and sky == 0 and sounds < 6 * one  # the end is never said
+
+
 def test_a_task_learns_at_several_lags(cache: Path, tiny_text: Text) -> None:
     others = {"asr": (0.0, 0.48)}
     samples = Samples(Cache(cache, 4), tiny_text, TINY_LM, LAGS, None, others)
