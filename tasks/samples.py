@@ -9,6 +9,7 @@ A grid is undelayed; `DelayPattern.shift` does the rest.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -132,6 +133,7 @@ class Samples:
         own, partner = self.quiet(frames), self.line(frames, generator)
         words: list[tuple[str, float, float]] = []
         at, spoken = 0, 0  # frames of the partner, of the model, that are settled
+        over_s = 0.0  # end of the partner's last word
         into_s: float | None = None  # when the next one speaks into what the model says
         while at < frames:
             if into_s is None and float(torch.rand((), generator=generator)) < c.wait:
@@ -141,7 +143,8 @@ class Samples:
             chatter = float(torch.rand((), generator=generator)) < c.chatter and self.other
             ask = self.pick(self.other if chatter else self.questions, generator)
             if into_s is not None:
-                at = max(at, round((into_s - ask.words[0][1]) * FRAME_HZ))
+                earliest = math.ceil(over_s * FRAME_HZ)  # what is left of the last take is silence
+                at = max(earliest, round((into_s - ask.words[0][1]) * FRAME_HZ))
                 onset_s = at / FRAME_HZ + ask.words[0][1]
                 stop = round((onset_s + draw(c.stop_s, generator)) * FRAME_HZ)
                 if stop < spoken:
