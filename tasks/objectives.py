@@ -57,7 +57,7 @@ class CodecObjective:
         if isinstance(windows, Utterances) and windows.text and stage.losses.get("recognition"):
             width, classes = mimi.config.seanet.dim, windows.text.size
             self.modules["recogniser"] = Recogniser(width, classes, delay=stage.hears_after)
-        if stage.losses.get("envelope") or stage.losses.get("pitch"):
+        if any(stage.losses.get(name) for name in ("envelope", "pitch", "tone")):
             width = mimi.config.seanet.dim
             self.modules["readout"] = Readout(width, mimi.sample_rate, mimi.frame_samples)
         self.audible = any(stage.losses.get(name) for name in AUDIBLE)
@@ -149,10 +149,9 @@ class CodecObjective:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.stage.bf16):
             if "readout" in self.modules:
                 readout = cast("Readout", self.modules["readout"])
-                envelope, pitch = readout.loss(out.latent.transpose(1, 2), batch.wav)
-                inner = inner + weights.get("envelope", 0.0) * envelope
-                inner = inner + weights.get("pitch", 0.0) * pitch
-                metrics |= {"envelope": envelope.item(), "pitch": pitch.item()}
+                for name, missed in readout.loss(out.latent.transpose(1, 2), batch.wav).items():
+                    inner = inner + weights.get(name, 0.0) * missed
+                    metrics[name] = missed.item()
             if "recogniser" in self.modules and batch.text is not None:
                 listener = cast("Recogniser", self.modules["recogniser"])
                 assert batch.spans is not None

@@ -1,8 +1,9 @@
 """What a frame sounds like, read out of its latent: a teacher of the codec's bottleneck.
 
 Reconstruction alone teaches an encoder late, through a decoder that cannot draw yet. Here a small
-network tells the spectral envelope and the pitch of every frame from the quantised latent, and its
-errors reach encoder and codebooks at once. It is not part of the codec.
+network tells the spectral envelope, the pitch and the waveform of the fundamental from the
+quantised latent, and its errors reach encoder and codebooks at once. Spectra say nothing of phase;
+a decoder that is told it need not add up frequencies. It is not part of the codec.
 """
 
 from __future__ import annotations
@@ -20,10 +21,13 @@ DECIMATION = 4  # before correlating
 FLOOR = 1e-3  # of the spectra: white noise of this rms …
 MIDDLE = 0.02  # … and what is told as 0
 VOICED = 0.4  # least correlation of a voiced stretch
+TONE_HZ, TONE_STEPS = 360.0, 64  # upper edge of the fundamental's band, and its samples per frame
+TONE_FLOOR = 3e-3  # rms under which it is not brought to a level of 1
 
 
 class Readout(nn.Module):
-    """Latents [B, T, D] -> log-mel [B, T, 8 · 40] and autocorrelation [B, T, 4 · lags]."""
+    """Latents [B, T, D] -> log-mel [B, T, 8 · 40], autocorrelation [B, T, 4, lags] and the band of
+    the fundamental [B, T, 64]."""
 
     def __init__(self, width: int, sample_rate: int, frame_samples: int, hidden: int = 512):
         super().__init__()
@@ -42,8 +46,12 @@ class Readout(nn.Module):
             "correction": own[0] / own[: self.last + 1],
         }.items():
             self.register_buffer(name, value, persistent=False)
-        outputs = COLUMNS * BANDS + CORRELATIONS * (self.last + 1 - self.first)
-        self.layers = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, outputs))
+        lags = self.last + 1 - self.first
+        self.sizes = [COLUMNS * BANDS, CORRELATIONS * lags, TONE_STEPS]
+        self.sample_rate, self.tone_hop = sample_rate, frame_samples // TONE_STEPS
+        self.layers = nn.Sequential(
+            nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, sum(self.sizes))
+        )
 
     def envelope(self, wav: Tensor) -> Tensor:
         """wav [B, 1, S] -> natural log mel spectra over MIDDLE [B, T, 8 · 40]; no window looks
@@ -65,20 +73,31 @@ class Readout(nn.Module):
         r = r[..., self.first :] / (r[..., :1] + 1e-3)  # [B, 4 T, lags]
         return r.reshape(len(wav), -1, CORRELATIONS, r.shape[-1])
 
-    def forward(self, latent: Tensor) -> tuple[Tensor, Tensor]:
-        y = self.layers(latent)
-        mel, pitch = y[..., : COLUMNS * BANDS], y[..., COLUMNS * BANDS :]
-        return mel, pitch.reshape(*y.shape[:2], CORRELATIONS, -1)
+    def tone(self, wav: Tensor) -> Tensor:
+        """wav [B, 1, S] -> its part below 360 Hz at 800 Hz, near a level of 1 [B, T, 64]."""
+        x = wav[:, 0].float()
+        spectrum = torch.fft.rfft(x)
+        hz = torch.arange(spectrum.shape[-1], device=x.device) * (self.sample_rate / x.shape[-1])
+        low = torch.fft.irfft(spectrum * torch.sigmoid((TONE_HZ - hz) / 15), x.shape[-1])
+        low = low[:, :: self.tone_hop]  # [B, 64 T]
+        near = F.pad(low.square()[:, None], (TONE_STEPS // 2,) * 2, mode="reflect")
+        level = F.avg_pool1d(near, TONE_STEPS + 1, 1)[:, 0].clamp_min(1e-12).sqrt()
+        return (low / (level + TONE_FLOOR)).reshape(len(x), -1, TONE_STEPS)
 
-    def loss(self, latent: Tensor, wav: Tensor) -> tuple[Tensor, Tensor]:
-        """latent [B, T, D] of wav [B, 1, T · frame] -> share of the variance of the envelope, and
-        of the power of the correlation of voiced stretches, that is not told (scalars)."""
+    def forward(self, latent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        mel, pitch, tone = self.layers(latent).split(self.sizes, -1)
+        return mel, pitch.unflatten(-1, (CORRELATIONS, -1)), tone
+
+    def loss(self, latent: Tensor, wav: Tensor) -> dict[str, Tensor]:
+        """latent [B, T, D] of wav [B, 1, T · frame] -> what of each is not told (scalars): share of
+        the envelope's variance, and of the power of voiced correlations and of the tone."""
         with torch.no_grad():
-            mel, pitch = self.envelope(wav), self.correlation(wav)
+            mel, pitch, tone = self.envelope(wav), self.correlation(wav), self.tone(wav)
             voiced = (pitch.amax(-1, keepdim=True) > VOICED).float()
-        told_mel, told_pitch = (x.float() for x in self(latent))
+        told_mel, told_pitch, told_tone = (x.float() for x in self(latent))
         missed = ((told_pitch - pitch).square() * voiced).sum()
-        return (
-            (told_mel - mel).square().mean() / mel.var().clamp_min(1.0),
-            missed / ((pitch.square() * voiced).sum() + 1e-6),
-        )
+        return {
+            "envelope": (told_mel - mel).square().mean() / mel.var().clamp_min(1.0),
+            "pitch": missed / ((pitch.square() * voiced).sum() + 1e-6),
+            "tone": (told_tone - tone).square().sum() / (tone.square().sum() + 1e-6),
+        }

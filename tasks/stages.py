@@ -118,8 +118,8 @@ class CodecStage(Stage):
     Losses: mel, stft, wave (relative L1), adversarial (its weight against mel's gradient), feature
     (against adversarial), listener (a recogniser's ear for the decoded sound), distillation,
     commitment, recognition (of words, through the semantic codebook) and pad (a frame without a
-    word within it), envelope and pitch (read out of the quantised latent, see readout.py). Without
-    a loss of the decoded sound nothing is decoded, and the decoder rests.
+    word within it), envelope, pitch and tone (read out of the quantised latent, see readout.py).
+    Without a loss of the decoded sound nothing is decoded, and the decoder rests.
     """
 
     losses: dict[str, float] = field(
@@ -193,7 +193,7 @@ class LmStage(Stage):
 LOSSES: dict[type[Stage], tuple[str, ...]] = {  # what the weights are for
     CodecStage: (
         "mel", "stft", "wave", "adversarial", "feature", "listener", "distillation",
-        "commitment", "recognition", "pad", "envelope", "pitch",
+        "commitment", "recognition", "pad", "envelope", "pitch", "tone",
     ),
     LmStage: ("text", "pad", "audio", "semantic", "acoustic"),
 }  # fmt: skip

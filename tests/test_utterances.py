@@ -274,5 +274,8 @@ def test_a_tone_has_its_period_in_the_correlation() -> None:
     mel = readout.envelope(wav).reshape(4, 8, 40)
     filters = mel_filters(321, 40, 24_000)
     assert mel[2, 3].argmax() == filters[round(150 / 37.5)].argmax()
+    low = readout.tone(wav + 0.2 * torch.sin(2 * torch.pi * 900 * t))[0, 1:3].flatten()
+    slow = torch.sin(2 * torch.pi * 150 * t)[::30][64:192]  # at a level of 1, in phase
+    assert torch.allclose(low, 2**0.5 * slow, atol=0.05)
     silent = readout.envelope(torch.zeros(1, 1, 1920))
     assert torch.allclose(silent, torch.full_like(silent, -2.9957), atol=1e-3)  # ln of 1/20
