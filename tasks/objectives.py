@@ -60,6 +60,9 @@ class CodecObjective:
         if any(stage.losses.get(name) for name in ("envelope", "pitch", "tone")):
             width = mimi.config.seanet.dim
             self.modules["readout"] = Readout(width, mimi.sample_rate, mimi.frame_samples)
+        if stage.losses.get("sketch"):
+            width = mimi.config.stride * mimi.config.seanet.dim
+            self.modules["sketch"] = Readout(width, mimi.sample_rate, mimi.frame_samples, None)
         self.audible = any(stage.losses.get(name) for name in AUDIBLE)
         spectra = {"mel": True, "stft": False}
         self.spectral = {
@@ -115,7 +118,14 @@ class CodecObjective:
         at = first[:, None] + torch.arange(frames, device=self.device)  # [N, frames]
         latent = out.latent.transpose(1, 2)[items[:, None], at].transpose(1, 2)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=stage.bf16):
-            made = mimi.decode_latent(latent).float()
+            context = mimi.decode_context(latent)
+            made = mimi.decoder(context).float()
+            if "sketch" in self.modules:
+                sketch = cast("Readout", self.modules["sketch"])
+                told = context.transpose(1, 2).reshape(len(items), frames, -1)  # [N, T, 2 D]
+                missed = sum(sketch.loss(told, real).values(), real.new_zeros(()))
+                inner = inner + stage.losses["sketch"] * missed
+                metrics["sketch"] = missed.item()
         leaf = made.detach().requires_grad_()
         losses = {name: loss(leaf, real) for name, loss in self.spectral.items()}
         if stage.losses.get("wave"):

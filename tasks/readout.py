@@ -27,9 +27,9 @@ TONE_FLOOR = 3e-3  # rms under which it is not brought to a level of 1
 
 class Readout(nn.Module):
     """Latents [B, T, D] -> log-mel [B, T, 8 · 40], autocorrelation [B, T, 4, lags] and the band of
-    the fundamental [B, T, 64]."""
+    the fundamental [B, T, 64]. hidden None: by one linear layer."""
 
-    def __init__(self, width: int, sample_rate: int, frame_samples: int, hidden: int = 512):
+    def __init__(self, width: int, sample_rate: int, frame_samples: int, hidden: int | None = 512):
         super().__init__()
         self.hop = frame_samples // COLUMNS
         self.window = self.hop * 8 // 3
@@ -49,9 +49,9 @@ class Readout(nn.Module):
         lags = self.last + 1 - self.first
         self.sizes = [COLUMNS * BANDS, CORRELATIONS * lags, TONE_STEPS]
         self.sample_rate, self.tone_hop = sample_rate, frame_samples // TONE_STEPS
-        self.layers = nn.Sequential(
-            nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, sum(self.sizes))
-        )
+        last = nn.Linear(hidden or width, sum(self.sizes))
+        inner = [nn.Linear(width, hidden), nn.GELU()] if hidden else []
+        self.layers = nn.Sequential(*inner, last)
 
     def envelope(self, wav: Tensor) -> Tensor:
         """wav [B, 1, S] -> natural log mel spectra over MIDDLE [B, T, 8 · 40]; no window looks

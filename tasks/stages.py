@@ -119,7 +119,8 @@ class CodecStage(Stage):
     (against adversarial), listener (a recogniser's ear for the decoded sound), distillation,
     commitment, recognition (of words, through the semantic codebook) and pad (a frame without a
     word within it), envelope, pitch and tone (read out of the quantised latent, see readout.py).
-    Without a loss of the decoded sound nothing is decoded, and the decoder rests.
+    sketch: all three, told by the decoder's transformer through one linear layer. Without a loss of
+    the decoded sound nothing is decoded, and the decoder rests.
     """
 
     losses: dict[str, float] = field(
@@ -193,7 +194,7 @@ class LmStage(Stage):
 LOSSES: dict[type[Stage], tuple[str, ...]] = {  # what the weights are for
     CodecStage: (
         "mel", "stft", "wave", "adversarial", "feature", "listener", "distillation",
-        "commitment", "recognition", "pad", "envelope", "pitch", "tone",
+        "commitment", "recognition", "pad", "envelope", "pitch", "tone", "sketch",
     ),
     LmStage: ("text", "pad", "audio", "semantic", "acoustic"),
 }  # fmt: skip
