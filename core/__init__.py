@@ -31,7 +31,7 @@ Read in this order:
     weights, presets           whole models loaded and saved; configs known by heart
     losses, discriminators     training only
     lora                       adapters on every linear layer, under upstream's names
-    packing                    bfloat16 matrices as a CPU wants them
+    packing                    weights as a CPU wants them, to run a model and nothing else
 
 Names listed here load on first use, so that importing this package costs nothing.
 """

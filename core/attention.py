@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moshi_cli.core.config import TransformerConfig
-from moshi_cli.core.layers import FEW, LayerScale, Linear, Rope, make_mlp, make_norm
-from moshi_cli.core.state import KVCache, State
+from moshi_cli.core.layers import FEW, Angles, LayerScale, Linear, Rope, make_mlp, make_norm
+from moshi_cli.core.state import KVCache, State, room
 
 BLOCK = 64  # cells of a ring are looked at in such steps: kernels are made for each new length
 
@@ -25,9 +25,12 @@ BLOCK = 64  # cells of a ring are looked at in such steps: kernels are made for 
 class Window:
     """What every layer of a stack needs to know about the present call."""
 
-    mask: Tensor  # bool[B|1, 1, T, keys]; keys: those of the ring that may be in use
-    angles: tuple[Tensor, Tensor] | None  # rotary cos, sin
+    mask: (
+        Tensor  # [B|1, 1, T, keys], x's type: 0 or -inf; keys: those of the ring that may be in use
+    )
+    angles: Angles | None  # rotary
     cells: Tensor | None  # long[B, T]: ring cells to write; None offline
+    slots: Tensor | None  # long[B, 1]: their slots
 
 
 @dataclass
@@ -48,15 +51,14 @@ class TransformerState(State):
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """q [B, H, T, Dh], k and v [B, H, keys, Dh], mask bool[B|1, 1, T, keys] -> [B, H, T, Dh].
+    """q [B, H, T, Dh], k and v [B, H, keys, Dh], mask [B|1, 1, T, keys] -> [B, H, T, Dh].
 
     PyTorch's kernel converts half precision on a CPU to float32 number by number; for the few
     queries of a stream two products are several times as fast. The softmax is float32 in both.
     """
     if q.device.type == "cpu" and q.dtype != torch.float32 and q.shape[2] <= FEW:
         scores = torch.matmul(q, k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5
-        weights = scores.masked_fill(~mask, float("-inf")).softmax(-1)
-        return torch.matmul(weights.to(v.dtype), v)
+        return torch.matmul((scores + mask).softmax(-1).to(v.dtype), v)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
@@ -72,26 +74,27 @@ class Attention(nn.Module):
         self.out = Linear(config.dim, config.dim)
 
     def forward(self, x: Tensor, window: Window, rope: Rope | None, kv: KVCache | None) -> Tensor:
-        B, T, D = x.shape
-        turned = self.heads + self.kv_heads
-        qk, v = self.qkv(x).view(B, T, -1, self.head_dim).split([turned, self.kv_heads], 2)
+        (B, rows, D), T = x.shape, window.mask.shape[2]
+        qkv = self.qkv(x).view(B, rows, -1, self.head_dim)
+        if rows > T:
+            qkv = qkv.narrow(1, 0, T)
+        qk, v = qkv.split([self.heads + self.kv_heads, self.kv_heads], 2)
         if rope is not None and window.angles is not None:
             qk = rope.rotate(qk, window.angles)
         q, k = qk.split([self.heads, self.kv_heads], 2)  # [B, T, H|Hkv, Dh]
         if kv is not None:
-            assert window.cells is not None
-            slot = torch.arange(B, device=x.device)[:, None]
-            kv.k[slot, :, window.cells] = k.to(kv.k.dtype)
-            kv.v[slot, :, window.cells] = v.to(kv.v.dtype)
+            assert window.cells is not None and window.slots is not None
+            kv.k[window.slots, :, window.cells] = k.to(kv.k.dtype)
+            kv.v[window.slots, :, window.cells] = v.to(kv.v.dtype)
             keys = window.mask.shape[-1]
-            k, v = kv.k[:, :, :keys].to(q.dtype), kv.v[:, :, :keys].to(q.dtype)
+            k, v = kv.k.narrow(2, 0, keys).to(q.dtype), kv.v.narrow(2, 0, keys).to(q.dtype)
         else:
             k, v = k.transpose(1, 2), v.transpose(1, 2)  # [B, Hkv, keys, Dh]
         if self.kv_heads != self.heads:
             times = self.heads // self.kv_heads
             k, v = k.repeat_interleave(times, 1), v.repeat_interleave(times, 1)
-        y = attend(q.transpose(1, 2), k, v, window.mask)
-        return self.out(y.transpose(1, 2).reshape(B, T, D))
+        y = attend(q.transpose(1, 2), k, v, window.mask).transpose(1, 2).reshape(B, T, D)
+        return self.out(y if rows == T else y.repeat(1, rows // T, 1))
 
 
 class CrossAttention(nn.Module):
@@ -151,6 +154,8 @@ class Layer(nn.Module):
 class Transformer(nn.Module):
     """A causal stack with a sliding window of `config.context` keys, self included."""
 
+    rows = 1  # that are computed at least, more than needed if packed (see packing.py)
+
     def __init__(self, config: TransformerConfig):
         super().__init__()
         self.config = config
@@ -181,8 +186,7 @@ class Transformer(nn.Module):
         shape = (slots, c.heads // c.kv_repeat, ring, c.dim // c.heads)
 
         def cache() -> KVCache:
-            k = torch.zeros(shape, dtype=dtype, device=device)
-            return KVCache(k, torch.zeros_like(k))
+            return KVCache(room(shape, dtype, device), room(shape, dtype, device))
 
         clock = torch.zeros(slots, dtype=torch.long, device=device)
         return TransformerState(clock, [cache() for _ in self.layers], chunk if exact_window else 0)
@@ -192,12 +196,13 @@ class Transformer(nn.Module):
         T = x.shape[1]
         steps = torch.arange(T, device=x.device)
         if state is None:
-            query, cells = steps[None], None  # [1, T]
+            query, cells, slots = steps[None], None, None  # [1, T]
             key = query
         else:
             query = state.clock[:, None] + steps  # [B, T] absolute positions
             R = state.layers[0].k.shape[2]
             cells = query % R
+            slots = torch.arange(len(x), device=x.device)[:, None]
             last, keys = query[:, -1:], R
             if x.device.type == "cpu" and not torch.compiler.is_compiling():
                 used = int(state.clock.max()) + T  # a young stream has used few cells
@@ -209,7 +214,8 @@ class Transformer(nn.Module):
         if self.config.context is not None:
             mask &= age < self.config.context
         angles = None if self.rope is None else self.rope.angles(query)
-        return Window(mask[:, None], angles, cells)
+        added = torch.zeros_like(mask, dtype=x.dtype).masked_fill_(~mask, float("-inf"))
+        return Window(added[:, None], angles, cells, slots)
 
     def forward(
         self,
@@ -222,10 +228,12 @@ class Transformer(nn.Module):
         if state is not None and 0 < state.chunk < x.shape[1]:
             parts = x.split(state.chunk, 1)
             return torch.cat([self.forward(p, state, active, sources) for p in parts], 1)
-        window = self.window(x, state)
+        window, T = self.window(x, state), x.shape[1]
+        if len(x) == 1 and T < self.rows:
+            x = x.repeat(1, self.rows // T, 1)  # at once, rather than in every product
         for i, layer in enumerate(self.layers):
             kv = None if state is None else state.layers[i]
             x = layer(x, window, self.rope, kv, None if sources is None else sources[i])
         if state is not None:
-            state.clock += x.shape[1] if active is None else x.shape[1] * active
-        return x
+            state.clock += T if active is None else T * active
+        return x[:, :T]

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from moshi_cli.core.attention import CrossCache
 from moshi_cli.core.config import ConditionConfig, FuserConfig
 from moshi_cli.core.errors import ModelError
+from moshi_cli.core.layers import table
 from moshi_cli.core.state import State
 
 Value = str | Tensor | None  # a word; vectors [N, dim] (rows of NaN are left out); nothing
@@ -44,7 +45,7 @@ class Conditioner(nn.Module):
         self.out = nn.Linear(config.dim, dim, bias=False)
         self.padding = nn.Parameter(torch.zeros(1, 1, dim))
         lut = config.kind == "lut"
-        self.table = nn.Parameter(torch.randn(config.bins + 1, config.dim)) if lut else None
+        self.table = table(config.bins + 1, config.dim, std=1.0) if lut else None
 
     def row(self, value: str) -> int:
         """Table row of a word; ModelError if it is not one of the known words."""

@@ -3,6 +3,9 @@
 Offline a convolution pads on the left only, by kernel - stride (dilated); a transposed convolution
 drops its last kernel - stride outputs. Streaming keeps exactly these samples between calls, so any
 chunking into multiples of the stride gives the offline result.
+
+A packed convolution (see packing.py) has no weight but a product: rows of inputs -> rows of
+outputs. It works with time before channels, where a window of inputs is one stretch of memory.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from moshi_cli.core.layers import project
 from moshi_cli.core.state import Overlap, Tail, keep
 
 SHORT = 16  # outputs of all rows up to which a convolution on a CPU is one product
+UNFOLDED = 1 << 20  # numbers of windows that are laid out at a time: 4 MB
 
 
 class CausalConv(nn.Conv1d):
@@ -36,6 +40,7 @@ class CausalConv(nn.Conv1d):
         super().__init__(channels, out_channels, kernel, stride, dilation=dilation, bias=bias)
         self.context = (kernel - 1) * dilation + 1 - stride  # samples of left context
         self.replicate = replicate
+        self.product: nn.Module | None = None  # if packed: [..., k · C] -> [..., C']
 
     def init_state(self, slots: int, *, device: torch.device | str) -> Tail | None:
         """Empty left context; None when the kernel needs none."""
@@ -49,16 +54,23 @@ class CausalConv(nn.Conv1d):
         if self.context <= 0:
             return self.convolve(x)
         if tail is None:
-            return self.convolve(F.pad(x, (self.context, 0), mode=self._padding))
+            first = x[..., :1] if self.replicate else torch.zeros_like(x[..., :1])
+            return self.convolve(self.join(first.expand(-1, -1, self.context), x))
         past = tail.x
         if self.replicate:
             past = torch.where(tail.fresh[:, None, None], x[..., :1], past)
-        x = torch.cat([past, x], -1)
+        x = self.join(past, x)
         y = self.convolve(x)
         keep(tail.x, x[..., x.shape[-1] - self.context :], active)
         if self.replicate:
             keep(tail.fresh, torch.zeros_like(tail.fresh), active)
         return y
+
+    def join(self, past: Tensor, x: Tensor) -> Tensor:
+        """past [B, C, context] and x [B, C, T] -> [B, C, context + T]."""
+        if self.product is None:
+            return torch.cat([past, x], -1)
+        return torch.cat([past.transpose(1, 2), x.transpose(1, 2)], 1).transpose(1, 2)
 
     def convolve(self, x: Tensor) -> Tensor:
         """x [B, C, T], padded -> [B, C', T'].
@@ -67,16 +79,17 @@ class CausalConv(nn.Conv1d):
         ones do in every frame; there it is one product with the unfolded input.
         """
         (kernel,), (stride,), B = self.kernel_size, self.stride, len(x)
+        if self.product is not None:
+            windows = x.unfold(2, kernel, stride).permute(0, 2, 3, 1)  # [B, T', k, C]
+            rows = max(1, UNFOLDED // (B * kernel * x.shape[1]))
+            parts = [self.product(part.flatten(2)) for part in windows.split(rows, 1)]
+            return (parts[0] if len(parts) == 1 else torch.cat(parts, 1)).transpose(1, 2)
         T = (x.shape[-1] - kernel) // stride + 1
         if x.device.type != "cpu" or B * T > SHORT or self.dilation[0] > 1:
             return super().forward(x)
         columns = x.unfold(2, kernel, stride).transpose(1, 2).reshape(B, T, -1)  # [B, T, C · k]
         y = project(columns, self.weight.flatten(1))  # [B, T, C']
         return (y if self.bias is None else y + self.bias).transpose(1, 2)
-
-    @property
-    def _padding(self) -> str:
-        return "replicate" if self.replicate else "constant"
 
 
 class CausalConvTranspose(nn.ConvTranspose1d):
@@ -93,6 +106,7 @@ class CausalConvTranspose(nn.ConvTranspose1d):
     ):
         super().__init__(channels, out_channels, kernel, stride, groups=groups, bias=bias)
         self.overlap = kernel - stride
+        self.product: nn.Module | None = None  # if packed: [..., C] -> [..., k · C']
 
     def init_state(self, slots: int, *, device: torch.device | str) -> Overlap:
         """No unfinished outputs yet."""
@@ -102,6 +116,8 @@ class CausalConvTranspose(nn.ConvTranspose1d):
         self, x: Tensor, overlap: Overlap | None = None, active: Tensor | None = None
     ) -> Tensor:
         length = x.shape[-1] * self.stride[0]
+        if self.product is not None:
+            return self.multiply(x, overlap, active)
         if overlap is None:
             return super().forward(x)[..., :length]
         y = self.spread(x)
@@ -125,3 +141,19 @@ class CausalConvTranspose(nn.ConvTranspose1d):
         )  # each [B, C', T, stride]
         whole = F.pad(first, (0, 0, 0, 1)) + F.pad(second, (0, 0, 1, 0))
         return whole.flatten(2)
+
+    def multiply(self, x: Tensor, overlap: Overlap | None, active: Tensor | None) -> Tensor:
+        """`forward` of a packed layer, whose kernel is two strides: half of it falls on the next.
+
+        The product has the bias in the first half.
+        """
+        assert self.product is not None
+        B, T = len(x), x.shape[-1]
+        first, second = self.product(x.transpose(1, 2)).chunk(2, -1)  # [B, T, stride · C']
+        past = torch.zeros_like(second[:, :1])
+        if overlap is not None:
+            past = overlap.x.transpose(1, 2).reshape(past.shape)
+        second = torch.cat([past, second], 1)
+        if overlap is not None:
+            keep(overlap.x, second[:, T].view(B, self.overlap, -1).transpose(1, 2), active)
+        return (first + second[:, :T]).view(B, T * self.overlap, -1).transpose(1, 2)

@@ -8,6 +8,9 @@ lives and dies within a frame, so there is no streaming state. Two paths, equal 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import torch
@@ -15,8 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moshi_cli.core.config import DepthConfig, LmConfig
-from moshi_cli.core.layers import gated_width, make_norm, project
+from moshi_cli.core.layers import gated_width, make_norm, project, table
 from moshi_cli.core.sampling import Noise, Sampling, choose, guide
+
+Product = Callable[[Tensor], Tensor]  # rows [N, in] -> [N, out]
 
 
 class TextEmbedding(nn.Module):
@@ -28,7 +33,7 @@ class TextEmbedding(nn.Module):
     def __init__(self, rows: int, dim: int, low_rank: int | None = None, demux: bool = False):
         super().__init__()
         width = low_rank or dim
-        self.table = nn.Parameter(torch.randn(rows, width) * dim**-0.5)
+        self.table = table(rows, width, std=dim**-0.5)
         self.demux = demux
         self.low_rank = nn.Linear(width, dim, bias=False) if low_rank else None
         self.left = nn.Linear(width, dim, bias=False) if demux else None
@@ -59,17 +64,51 @@ def by_set(weight: Tensor, x: Tensor, schedule: tuple[int, ...]) -> Tensor:
 class StackedLinear(nn.Module):
     """W bias-free linear layers, one per weight set. weight [W, out, in]"""
 
+    sets: list[Product] | None = None  # if packed (see packing.py): the layers one by one
+
     def __init__(self, sets: int, into: int, out: int):
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(sets, out, into).uniform_(-1, 1) * into**-0.5)
+        weight = torch.empty(sets, out, into).uniform_(-1, 1)
+        self.weight = nn.Parameter(weight if weight.is_meta else weight * into**-0.5)  # see `table`
 
     def forward(self, x: Tensor, schedule: tuple[int, ...]) -> Tensor:
         """x [Q, N, in] or [N, in] (the same for all) -> [Q, N, out], position k by its set."""
+        if self.sets is not None:
+            rows = x.expand(len(schedule), *x.shape) if x.dim() == 2 else x
+            return torch.stack([self.sets[w](y) for w, y in zip(schedule, rows, strict=True)])
         return by_set(self.weight, x, schedule)
 
     def one(self, x: Tensor, which: int) -> Tensor:
         """x [N, in] -> [N, out] by one set."""
-        return project(x, self.weight[which])
+        return self.pick(which)(x)
+
+    def pick(self, which: int) -> Product:
+        """One set as a function."""
+        if self.sets is not None:
+            return self.sets[which]
+        return partial(project, weight=self.weight[which])
+
+
+@dataclass
+class DepthSet:
+    """What a codebook uses of one layer."""
+
+    norm1: Product
+    qkv: Product
+    out: Product
+    norm2: Product
+    up: Product
+    down: Product
+
+
+@dataclass
+class DepthStep:
+    """What a codebook uses of the whole depth transformer."""
+
+    into: Product
+    sets: list[DepthSet]
+    norm: Product | None
+    head: Product
 
 
 class DepthLayer(nn.Module):
@@ -99,7 +138,7 @@ class DepthLayer(nn.Module):
 
     def repeated(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[N, H + 2 Hkv, Q, Dh] -> q, k, v, each [N, H, Q, Dh]."""
-        q, k, v = qkv.split(self.split, 1)
+        q, k, v = torch.split_with_sizes(qkv, self.split, 1)
         if self.repeat > 1:
             k, v = k.repeat_interleave(self.repeat, 1), v.repeat_interleave(self.repeat, 1)
         return q, k, v
@@ -113,22 +152,31 @@ class DepthLayer(nn.Module):
         x = x + self.out(y.permute(2, 0, 1, 3).reshape(Q, N, d), schedule)
         return x + self.down(self.act(self.up(self.norm2(x), schedule)), schedule)
 
-    def one(self, x: Tensor, which: int, k: int, past: Tensor) -> Tensor:
-        """x [N, d], codebook k of each frame, by set `which`.
+    def pick(self, which: int) -> DepthSet:
+        """Its parts for one weight set."""
+        return DepthSet(
+            self.norm1.forward, self.qkv.pick(which), self.out.pick(which),
+            self.norm2.forward, self.up.pick(which), self.down.pick(which),
+        )  # fmt: skip
+
+    def one(self, x: Tensor, use: DepthSet, k: int, past: Tensor) -> Tensor:
+        """x [N, d], codebook k of each frame.
 
         past: q, k, v [N, H + 2 Hkv, Q, Dh] of the codebooks before, extended here.
         """
-        N, d = x.shape
-        qkv = self.qkv.one(self.norm1(x), which)
-        past[:, :, k] = qkv.view(N, -1, self.head_dim)
-        q, keys, v = self.repeated(past[:, :, : k + 1])
-        y = F.scaled_dot_product_attention(q[:, :, k:], keys, v)  # [N, H, 1, Dh]
-        x = x + self.out.one(y.reshape(N, d), which)
-        return x + self.down.one(self.act(self.up.one(self.norm2(x), which)), which)
+        past.select(2, k).copy_(use.qkv(use.norm1(x)).view(x.shape[0], -1, self.head_dim))
+        q, keys, v = self.repeated(past.narrow(2, 0, k + 1))
+        # [N, H, 1, Dh]; the first has itself alone to look at
+        y = F.scaled_dot_product_attention(q.narrow(2, k, 1), keys, v) if k else v
+        x = x + use.out(y.reshape(x.shape))
+        return x + use.down(self.act(use.up(use.norm2(x))))
 
 
 class DepthTransformer(nn.Module):
     """h [B, T, D] and the text token -> the Q codes of the voice."""
+
+    steps: list[DepthStep] | None = None  # if packed: what `plan` gave
+    rows = 1  # that a frame is computed for at least: kernels for one are slower where it is packed
 
     def __init__(self, lm: LmConfig):
         super().__init__()
@@ -139,7 +187,7 @@ class DepthTransformer(nn.Module):
         self.inputs = StackedLinear(max(config.inputs) + 1, lm.temporal.dim, d)
         self.text_emb = TextEmbedding(lm.text_vocab + 1, d, config.low_rank, lm.demux)
         width = config.low_rank or d
-        self.emb = nn.Parameter(torch.randn(Q - 1, C + 1, width) * d**-0.5)
+        self.emb = table(Q - 1, C + 1, width, std=d**-0.5)
         self.emb_out = StackedLinear(Q - 1, width, d) if config.low_rank else None
         self.layers = nn.ModuleList(DepthLayer(config) for _ in range(config.layers))
         kind = config.norm_out
@@ -170,6 +218,17 @@ class DepthTransformer(nn.Module):
         logits = self.heads(x, tuple(range(Q)))  # [Q, N, C]
         return logits.view(Q, B, T, -1).transpose(0, 1)
 
+    def plan(self) -> list[DepthStep]:
+        """Who does what, codebook by codebook."""
+        layers, c = cast(list[DepthLayer], list(self.layers)), self.config
+        return [
+            DepthStep(
+                self.inputs.pick(c.inputs[k]), [layer.pick(which) for layer in layers],
+                None if self.norms is None else self.norms[k].forward, self.heads.pick(k),
+            )
+            for k, which in enumerate(c.schedule)
+        ]  # fmt: skip
+
     def embed_one(self, k: int, token: Tensor) -> Tensor:
         """The token before position k, long[N] -> [N, d]."""
         if k == 0:
@@ -189,20 +248,21 @@ class DepthTransformer(nn.Module):
 
         -> codes long[B, q], logits float32 [B, q, C] they were chosen from; q = codebooks or Q.
         """
-        count = codebooks or len(self.config.schedule)
-        first = cast(DepthLayer, self.layers[0])
-        size = (len(self.layers), len(h), sum(first.split), count, first.head_dim)
-        past = h.new_empty(size)
+        count, N = codebooks or len(self.config.schedule), len(h)
+        layers = cast(list[DepthLayer], list(self.layers))
+        if N == 1:
+            h = h.repeat(self.rows, 1)
+        size = (len(layers), len(h), sum(layers[0].split), count, layers[0].head_dim)
+        past = h.new_empty(size).unbind()
         token, codes, kept = text, [], []
-        for k in range(count):
+        for k, step in enumerate((self.steps or self.plan())[:count]):
             seen = torch.cat([token, token]) if sampling.guided else token
-            x = self.inputs.one(h, self.config.inputs[k]) + self.embed_one(k, seen)
-            for layer, cache in zip(self.layers, past, strict=True):
-                assert isinstance(layer, DepthLayer)
-                x = layer.one(x, self.config.schedule[k], k, cache)
-            if self.norms is not None:
-                x = self.norms[k](x)
-            logits = self.heads.one(x, k)
+            x = step.into(h) + self.embed_one(k, seen)
+            for layer, use, cache in zip(layers, step.sets, past, strict=True):
+                x = layer.one(x, use, k, cache)
+            if step.norm is not None:
+                x = step.norm(x)
+            logits = step.head(x)[:N]
             logits = guide(logits, sampling.guidance) if sampling.guided else logits
             logits = logits.float()
             token = choose(logits, sampling.temp, sampling.top_k, sampling.top_p, noise, 1 + k)

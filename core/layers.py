@@ -31,10 +31,15 @@ def project(x: Tensor, weight: Tensor) -> Tensor:
         return F.linear(x, weight)
     columns = x.reshape(rows, into)
     if rows == 1:
-        y = torch.mm(weight, torch.cat((columns, columns)).t())[:, 0]  # [out]
+        y = torch.mm(weight, torch.cat((columns, columns)).t())[:, 0].contiguous()  # [out]
     else:
-        y = torch.mm(weight, columns.t()).t()  # [rows, out]
-    return y.contiguous().view(*x.shape[:-1], -1)
+        y = turned(columns, weight).contiguous()
+    return y.view(*x.shape[:-1], -1)
+
+
+def turned(x: Tensor, weight: Tensor) -> Tensor:
+    """x [N, in] times weight [out, in] -> [N, out], as weight · x; not contiguous."""
+    return F.linear(weight, x.contiguous()).t()
 
 
 class Linear(nn.Linear):
@@ -45,6 +50,12 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         return project(x, self.weight)
+
+
+def table(*shape: int, std: float) -> nn.Parameter:
+    """Rows drawn from N(0, std²). Nothing is drawn on "meta": it would load PyTorch's compiler."""
+    rows = torch.empty(shape)
+    return nn.Parameter(rows if rows.is_meta else torch.randn(shape) * std)
 
 
 class RMSNorm(nn.Module):
@@ -116,27 +127,40 @@ def make_mlp(config: TransformerConfig) -> nn.Module:
     return (GatedMlp if config.gated else Mlp)(config.dim, config.ff)
 
 
+Angles = tuple[Tensor, Tensor] | Tensor  # cos and sin, or both in one complex number
+
+
 class Rope:
     """Rotary positions. Angles are made once per step and shared by all layers."""
 
     def __init__(self, head_dim: int, max_period: float, interleaved: bool):
         self.head_dim, self.max_period, self.interleaved = head_dim, max_period, interleaved
 
-    def angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """positions long[B|1, T] -> cos, sin float32 [B|1, T, 1, Dh/2]."""
+    def angles(self, positions: Tensor) -> Angles:
+        """positions long[B|1, T] -> cos, sin float32 [B|1, T, 1, Dh/2].
+
+        In steps on a CPU pairs are turned as complex numbers: the same sums in fewer calls.
+        """
         i = torch.arange(self.head_dim // 2, device=positions.device, dtype=torch.float32)
         freqs = torch.exp(i * (-2 * math.log(self.max_period) / self.head_dim))
         angle = positions[..., None].float() * freqs  # [B, T, Dh/2]
-        return angle.cos()[:, :, None], angle.sin()[:, :, None]
+        cos, sin = angle.cos()[:, :, None], angle.sin()[:, :, None]
+        stepping = not (torch.is_grad_enabled() or torch.compiler.is_compiling())
+        if self.interleaved and stepping and positions.device.type == "cpu":
+            return torch.complex(cos, sin)
+        return cos, sin
 
-    def rotate(self, x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
+    def rotate(self, x: Tensor, angles: Angles) -> Tensor:
         """x [B, T, H, Dh], rotated in float32, in x's dtype again."""
-        cos, sin = angles
         pairs = x.float()
+        if isinstance(angles, Tensor):
+            turned = torch.view_as_complex(pairs.unflatten(-1, (-1, 2))) * angles
+            return torch.view_as_real(turned).flatten(-2).to(x.dtype)
+        cos, sin = angles
         if self.interleaved:
             a, b = pairs.unflatten(-1, (-1, 2)).unbind(-1)  # (2i, 2i + 1)
         else:
             a, b = pairs.chunk(2, -1)  # (i, i + Dh/2)
-        turned = (a * cos - b * sin, a * sin + b * cos)
-        out = torch.stack(turned, -1).flatten(-2) if self.interleaved else torch.cat(turned, -1)
+        ab = (a * cos - b * sin, a * sin + b * cos)
+        out = torch.stack(ab, -1).flatten(-2) if self.interleaved else torch.cat(ab, -1)
         return out.to(x.dtype)

@@ -18,7 +18,7 @@ from moshi_cli.core.attention import CrossCache, Layer, Transformer, Transformer
 from moshi_cli.core.conditioning import Conditioning, Conditions, Value
 from moshi_cli.core.config import LmConfig
 from moshi_cli.core.depth import DepthTransformer, StackedLinear, TextEmbedding
-from moshi_cli.core.layers import Linear, make_norm
+from moshi_cli.core.layers import Linear, make_norm, table
 from moshi_cli.core.sampling import Noise, Sampling
 
 
@@ -30,7 +30,7 @@ class MoshiLm(nn.Module):
         self.config = config
         D, C = config.temporal.dim, config.codebook_size
         width = config.low_rank or D
-        self.emb = nn.Parameter(torch.randn(config.n_q, C + 1, width) * D**-0.5)
+        self.emb = table(config.n_q, C + 1, width, std=D**-0.5)
         self.emb_out = StackedLinear(config.n_q, width, D) if config.low_rank else None
         self.text_emb = TextEmbedding(config.text_vocab + 1, D, demux=config.demux)
         self.transformer = Transformer(config.temporal)
@@ -42,6 +42,11 @@ class MoshiLm(nn.Module):
         )
         self.conditioning = Conditioning(config.conditions, config.fuser, D)
 
+    @property
+    def like(self) -> Tensor:
+        """A tensor of its type, where it is."""
+        return self.text_emb.table
+
     def init_state(
         self, slots: int, *, dtype: torch.dtype, device: torch.device | str, chunk: int = 1
     ) -> TransformerState:
@@ -51,7 +56,7 @@ class MoshiLm(nn.Module):
     def condition(self, values: Sequence[Mapping[str, Value]]) -> Conditions:
         """One mapping per slot, condition -> value (missing: nothing) -> fused conditions."""
         total, source = self.conditioning.fuse(self.conditioning.encode(values))
-        like = self.text_linear.weight
+        like = self.like
         cross: list[CrossCache] = []
         if source is not None:
             source = source.to(like.dtype)

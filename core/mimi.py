@@ -7,6 +7,7 @@ call, any chunking gives the offline result. Always float32.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass
 
@@ -60,6 +61,8 @@ class Bottleneck:
 
 class Mimi(nn.Module):
     """The codec. Q active codebooks are set by `set_num_codebooks`; decode takes any number."""
+
+    printed: str | None = None  # the fingerprint, if packed (see packing.py)
 
     def __init__(self, config: MimiConfig):
         super().__init__()
@@ -122,6 +125,28 @@ class Mimi(nn.Module):
         if not 1 <= count <= total:
             raise ValueError(f"the codec has {total} codebooks, {count} asked for")
         self.quantizer.active = count
+
+    @property
+    def fingerprint(self) -> str:
+        """32 hex digits that tell codecs apart: the semantic codebook, small decoder weights.
+
+        The same for every storage layout and for any number of codebooks in use.
+        """
+        if self.printed is not None:
+            return self.printed
+        digest = hashlib.sha256()
+        parts = {"semantic": self.quantizer.semantic.books[0].centroids}
+        for name in (
+            "quantizer.semantic.output_proj",
+            "quantizer.acoustic.output_proj",
+            "upsample",
+        ):
+            parts |= {f"{name}.{k}": v for k, v in self.get_submodule(name).named_parameters()}
+        parts |= {k: v for k, v in self.decoder.named_parameters() if v.numel() <= 1 << 16}
+        for name in sorted(parts):
+            digest.update(name.encode())
+            digest.update(parts[name].detach().cpu().float().numpy().tobytes())
+        return digest.hexdigest()[:32]
 
     def init_state(
         self,

@@ -8,11 +8,23 @@ change shape, so a compiled or captured step keeps working.
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from math import prod
 
 import torch
 from torch import Tensor
+
+
+def room(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    """Zeros. On a CPU their memory is taken page by page, when something is first written there:
+    a young stream does not pay for a long memory."""
+    count = prod(shape)
+    if torch.device(device).type != "cpu" or not count:
+        return torch.zeros(shape, dtype=dtype, device=device)
+    own = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+    return torch.frombuffer(mmap.mmap(-1, count * dtype.itemsize, **own), dtype=dtype).view(shape)
 
 
 def keep(old: Tensor, new: Tensor, active: Tensor | None) -> None:

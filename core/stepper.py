@@ -116,7 +116,7 @@ class Stepper:
         assert (steer is not None) == (pattern.roles[0] is Role.STEERED), pattern.roles[0]
         self.lm, self.pattern, self.sampling = lm, pattern, sampling
         self.steer, self.hide_prompt = steer, hide_prompt
-        device = lm.text_linear.weight.device
+        device = lm.like.device
         self.given = torch.tensor(pattern.given, dtype=torch.long, device=device)
         self.made = torch.tensor(pattern.made, dtype=torch.long, device=device)
         self.delays = torch.tensor(lm.config.delays, device=device)  # without the task's lag
@@ -125,7 +125,7 @@ class Stepper:
 
     def init_state(self, slots: int, *, prompt_frames: int = 0) -> StepState:
         """Fresh state; prompt_frames: room for prompts (0: none)."""
-        like, twice = self.lm.text_linear.weight, 2 if self.sampling.guided else 1
+        like, twice = self.lm.like, 2 if self.sampling.guided else 1
         device = like.device
         prompt = None
         if prompt_frames:

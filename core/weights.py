@@ -56,7 +56,7 @@ class Model:
     @property
     def dtype(self) -> torch.dtype:
         """Type of the language model's weights."""
-        return torch.float32 if self.lm is None else self.lm.text_linear.weight.dtype
+        return torch.float32 if self.lm is None else self.lm.like.dtype
 
     def fit(self, task: Task) -> Task:
         """The task with the lag this model was trained with; ModelError if it cannot do it."""
@@ -116,7 +116,8 @@ def allocate(model: nn.Module, device: torch.device, what: str) -> None:
         text = f"{what}: needs {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free on {device}"
         raise MemoryLimitError(text, hint=hint)
     try:
-        model.to_empty(device=device)
+        # as to_empty, which imports sympy (40 MB) for tensors on "meta"
+        model._apply(lambda t: torch.empty(t.shape, dtype=t.dtype, device=device))
     except (torch.OutOfMemoryError, MemoryError):
         text = f"{what}: {need / 1e9:.1f} GB do not fit on {device}"
         raise MemoryLimitError(text, hint=hint) from None

@@ -139,9 +139,8 @@ def places(
 def refuse_other_codecs(place: Path, model: Model) -> None:
     """ModelError if codes were made by another codec than the model's; old caches do not say."""
     from moshi_cli.tasks.cache import read_facts, shards
-    from moshi_cli.tasks.codec import fingerprint
 
-    own = fingerprint(model.mimi)
+    own = model.mimi.fingerprint
     for folder in shards(place):
         codec = read_facts(folder).get("codec") or own
         if codec != own:

@@ -49,6 +49,7 @@ def open_model(options: ModelOptions, console: Console) -> Model:
 def open_codec(options: ModelOptions, console: Console) -> Codec:
     """The codec of the model that the options name; nothing else of it is loaded."""
     from moshi_cli.core.hub import Source
+    from moshi_cli.core.packing import pack
     from moshi_cli.core.weights import (
         address,
         load_mimi,
@@ -65,6 +66,7 @@ def open_codec(options: ModelOptions, console: Console) -> Codec:
     file = address(_text(options.mimi_weight)) or alone or config.mimi_file
     path = source.file(file)
     mimi = load_mimi(path, config.mimi, device)
+    pack(mimi)
     name = options.model or BUILTIN_NAME
     announce(console, options, name, f"{device}, float32")
     return Codec(mimi, name, revision_of(path))

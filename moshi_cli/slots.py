@@ -179,11 +179,12 @@ def build(make: Callable[[bool], Engine], compile: bool, console: Console) -> En
 
 
 def plain(make: Callable[[bool], Engine]) -> Engine:
-    """An engine that is not compiled; its matrices are packed where that helps."""
+    """An engine that is not compiled; its model is packed where that helps."""
     from moshi_cli.core.packing import pack
 
     engine = make(False)
     pack(engine.stepper.lm)
+    pack(engine.model.mimi)
     return engine
 
 

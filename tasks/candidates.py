@@ -143,6 +143,8 @@ def codec(job: Job) -> Candidate:
     books, entries = mimi.num_codebooks, mimi.config.quantizer.size
     column = torch.from_numpy(codes((job.batch, books, 1), entries, job.seed)).to(device)
     encode, decode = codec_reads(mimi, job.batch)
+    parameters = count(mimi)
+    pack(mimi)
 
     lanes = {
         "encode": Lane(step(lambda: mimi.encode(pcm, state.encoder), device), reads=encode),
@@ -156,7 +158,7 @@ def codec(job: Job) -> Candidate:
             "encode file": Lane(step(lambda: mimi.encode(wav), device), frames * FRAME_S),
             "decode file": Lane(step(lambda: mimi.decode(grid), device), frames * FRAME_S),
         }
-    return Candidate(lanes, count(mimi), lambda: codec_outputs(job, mimi))
+    return Candidate(lanes, parameters, lambda: codec_outputs(job, mimi))
 
 
 @torch.inference_mode()
@@ -195,7 +197,7 @@ def language_model(job: Job) -> Candidate:
         raise UsageError(f"{job.model} is a codec alone", "moshi bench codec measures it")
     pattern = DelayPattern.of(raw_task(config), lm.config)
     stepper = Stepper(lm, pattern, GREEDY)
-    device, B = lm.text_linear.weight.device, job.batch
+    device, B = lm.like.device, job.batch
     active = torch.ones(B, dtype=torch.bool, device=device)
     given = codes((B, len(pattern.given)), lm.config.codebook_size, job.seed)
     column = torch.from_numpy(given).to(device)

@@ -7,7 +7,6 @@ in the other slots give the same result as the whole recording at once.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, Protocol, TypeVar
 
@@ -16,7 +15,6 @@ from torch import Tensor
 
 from moshi_cli.core.errors import InputError
 from moshi_cli.core.mimi import Mimi
-from moshi_cli.core.vq import Codebook
 from moshi_cli.tasks.codes import CodesInfo
 
 
@@ -128,27 +126,9 @@ def decode(mimi: Mimi, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
         yield pcm
 
 
-def fingerprint(mimi: Mimi) -> str:
-    """32 hex digits that tell codecs apart: the semantic codebook and the small decoder weights.
-
-    The same for every storage layout and for any number of codebooks in use.
-    """
-    digest = hashlib.sha256()
-    first = mimi.quantizer.semantic.layers[0]
-    assert isinstance(first, Codebook)
-    parts: dict[str, Tensor] = {"semantic": first.centroids}
-    for name in ("quantizer.semantic.output_proj", "quantizer.acoustic.output_proj", "upsample"):
-        parts |= {f"{name}.{k}": v for k, v in mimi.get_submodule(name).named_parameters()}
-    parts |= {k: v for k, v in mimi.decoder.named_parameters() if v.numel() <= 1 << 16}
-    for name in sorted(parts):
-        digest.update(name.encode())
-        digest.update(parts[name].detach().cpu().float().numpy().tobytes())
-    return digest.hexdigest()[:32]
-
-
 def describe(mimi: Mimi, codebooks: int | None = None) -> CodesInfo:
     """What codes of this codec are; codebooks: how many, if not those in use."""
     return CodesInfo(
-        codebooks or mimi.num_codebooks, mimi.config.quantizer.size, None, fingerprint(mimi),
+        codebooks or mimi.num_codebooks, mimi.config.quantizer.size, None, mimi.fingerprint,
         mimi.sample_rate, mimi.frame_samples,
     )  # fmt: skip

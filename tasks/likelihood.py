@@ -60,7 +60,7 @@ def nlls(lm: MoshiLm, batch: LmBatch) -> Nlls:
     """Negative log-likelihood in nats of every target of a batch; on the CPU."""
     lags = known_lags(lm.config)
     conditions = lm.condition([{"lag": lag} if lag in lags else {} for lag in batch.lags])
-    device, Q = lm.text_linear.weight.device, lm.config.dep_q
+    device, Q = lm.like.device, lm.config.dep_q
     shifted = batch.shifted
     inputs = shifted.inputs.to(device)
     targets = shifted.targets[:, : 1 + Q].to(device)

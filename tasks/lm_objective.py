@@ -146,7 +146,7 @@ class LmObjective:
     def backward(self, step: int, progress: float) -> dict[str, float]:
         drawn, world = self.drawn(step), parallel.world()
         self.family = drawn.family
-        device = self.lm.text_linear.weight.device
+        device = self.lm.like.device
         words = known_lags(self.lm.config)  # a lag drawn at random (pre-training) may not be one
         mass = parallel.summed(drawn.mass.float().to(device))
         metrics = dict.fromkeys(("loss", "text", "audio"), 0.0)

@@ -48,6 +48,7 @@ def conversation(job: Job) -> Candidate:
     B, frame = job.batch, engine.frame_samples
     lane, parameters = reads(engine, B), count(model.mimi, model.lm)
     pack(model.lm)
+    pack(model.mimi)
     heard = frames(job, frame, engine.device)
     script = SCRIPT if wanted == "tts" else None
     marks: dict[str, float] = {}

@@ -167,7 +167,7 @@ def lm_reads(lm: MoshiLm, batch: int) -> Reads:
             weights += rows * p.shape[-1] * p.element_size()
         else:
             weights += size(p)
-    return Reads(weights, stack_cache(c.temporal, batch, lm.text_linear.weight.element_size()))
+    return Reads(weights, stack_cache(c.temporal, batch, lm.like.element_size()))
 
 
 def codec_reads(mimi: Mimi, batch: int) -> tuple[Reads, Reads]:

@@ -388,7 +388,8 @@ def test_peer_is_compared_on_the_same_weights(bench: Any, peer: Any) -> None:
     ratios = records(done, "ratio")
     assert [row["lane"] for row in ratios] == ["encode", "decode", "encode file", "decode file"]
     assert all(row["rounds"] == 3 and 0.1 < row["faster_cpu"] < 10 for row in ratios)
-    assert ratios[0]["agreement"] == {"equal": 1.0, "largest": 0.0, "fine": True}
+    near = ratios[0]["agreement"]
+    assert near["equal"] == 1 and near["fine"] and near["largest"] < 1e-4  # ours is packed
     rows = records(done, "speed")
     assert [row["who"] for row in rows] == ["moshi"] * 4 + ["kyutai"] * 4
     assert rows[0]["steps"] == 6 and rows[4]["weights_mb"] == rows[0]["weights_mb"]

@@ -22,7 +22,7 @@ from moshi_cli.core import audio
 from moshi_cli.core.config import ModelConfig
 from moshi_cli.core.errors import UsageError
 from moshi_cli.core.weights import Model, save
-from moshi_cli.tasks import codec, codes
+from moshi_cli.tasks import codes
 from moshi_cli.tasks.codes import CodesInfo
 from moshi_cli.tasks.codes_writer import CodesWriter
 
@@ -63,7 +63,7 @@ def test_there_and_back(moshi: Invoke, folder: Path) -> None:
     x, reader = load("a.mimi")
     want = mimi.encode(audio.read(folder / "a.wav")[None])[0]
     assert torch.equal(x, want)
-    assert (reader.samples, reader.info.codec) == (24_000, codec.fingerprint(mimi))
+    assert (reader.samples, reader.info.codec) == (24_000, mimi.fingerprint)
     done = moshi("decode", "a.mimi", "-o", "a.wav", "--subtype", "float")
     assert done.exit_code == 0, done.stderr
     pcm = audio.read("a.wav")
