@@ -25,9 +25,7 @@ BLOCK = 64  # cells of a ring are looked at in such steps: kernels are made for 
 class Window:
     """What every layer of a stack needs to know about the present call."""
 
-    mask: (
-        Tensor  # [B|1, 1, T, keys], x's type: 0 or -inf; keys: those of the ring that may be in use
-    )
+    mask: Tensor  # bool[B|1, 1, T, keys]; keys: those of the ring that may be in use
     angles: Angles | None  # rotary
     cells: Tensor | None  # long[B, T]: ring cells to write; None offline
     slots: Tensor | None  # long[B, 1]: their slots
@@ -51,14 +49,15 @@ class TransformerState(State):
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """q [B, H, T, Dh], k and v [B, H, keys, Dh], mask [B|1, 1, T, keys] -> [B, H, T, Dh].
+    """q [B, H, T, Dh], k and v [B, H, keys, Dh], mask bool[B|1, 1, T, keys] -> [B, H, T, Dh].
 
     PyTorch's kernel converts half precision on a CPU to float32 number by number; for the few
     queries of a stream two products are several times as fast. The softmax is float32 in both.
     """
     if q.device.type == "cpu" and q.dtype != torch.float32 and q.shape[2] <= FEW:
         scores = torch.matmul(q, k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5
-        return torch.matmul((scores + mask).softmax(-1).to(v.dtype), v)
+        weights = scores.masked_fill(~mask, float("-inf")).softmax(-1)
+        return torch.matmul(weights.to(v.dtype), v)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
@@ -214,8 +213,7 @@ class Transformer(nn.Module):
         if self.config.context is not None:
             mask &= age < self.config.context
         angles = None if self.rope is None else self.rope.angles(query)
-        added = torch.zeros_like(mask, dtype=x.dtype).masked_fill_(~mask, float("-inf"))
-        return Window(added[:, None], angles, cells, slots)
+        return Window(mask[:, None], angles, cells, slots)
 
     def forward(
         self,

@@ -250,7 +250,7 @@ class DepthTransformer(nn.Module):
         """
         count, N = codebooks or len(self.config.schedule), len(h)
         layers = cast(list[DepthLayer], list(self.layers))
-        if N == 1:
+        if N == 1 < self.rows:
             h = h.repeat(self.rows, 1)
         size = (len(layers), len(h), sum(layers[0].split), count, layers[0].head_dim)
         past = h.new_empty(size).unbind()
