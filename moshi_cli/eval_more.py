@@ -10,6 +10,7 @@ import typer
 
 from moshi_cli.eval_options import EvalOptions, JudgeOptions, TextOptions
 from moshi_cli.options import Inputs, LogOptions, ModelOptions, choice, flag, spread
+from moshi_cli.slots import Compile
 
 
 @spread
@@ -146,6 +147,50 @@ def dialogue(
 
 
 @spread
+def interrupt(
+    inputs: Inputs = None,
+    *,
+    manifest: Annotated[
+        list[str] | None, flag("--manifest", "JSON lines, as for `moshi data`.", metavar="FILE")
+    ] = None,
+    channel: Annotated[str, flag("--channel", "mix, left, right or a number from 0.")] = "mix",
+    within: Annotated[float, flag("--within", "Seconds to stop in.", min=0)] = 1.0,
+    temperature: Annotated[
+        float | None, flag("--temperature", "By default that of the model.", min=0)
+    ] = None,
+    text_temperature: Annotated[
+        float | None, flag("--text-temperature", "Of words.", min=0)
+    ] = None,
+    greedy: Annotated[bool, flag("--greedy", "Always the likeliest token.")] = False,
+    by: Annotated[
+        str | None, choice("--by", "kind", "voice", help="Chief figures of each of them, too.")
+    ] = None,
+    compile: Compile = False,
+    texts: TextOptions,
+    options: EvalOptions,
+    model: ModelOptions,
+    log: LogOptions,
+) -> int:
+    """How soon `moshi chat` stops when somebody speaks into its answer (barge-in).
+
+    Each question is asked twice: in peace, and with the next one of the list spoken 0.4 s into the
+    answer. Counted are conversations in which the model, undisturbed, goes on for longer than
+    --within; it has stopped when it is silent for 0.5 s. Sound: the model left, the partner right.
+    """
+    from moshi_cli.chat_jobs import TalkingFlags
+    from moshi_cli.eval_interrupt import interrupt as run
+    from moshi_cli.eval_tasks import Asked
+
+    talking = TalkingFlags(
+        temperature=temperature, text_temperature=text_temperature, greedy=greedy, compile=compile
+    )
+    return run(
+        inputs, manifest, channel, talking, within,
+        Asked(model, options, texts, log.console("eval interrupt"), by=by),
+    )  # fmt: skip
+
+
+@spread
 def suite(
     suite: Annotated[
         Path, typer.Argument(metavar="SUITE.yaml", show_default=False, help="What is measured.")
@@ -204,4 +249,4 @@ def report(
     run(results, html, log.console("eval report"), title=title, embed_mb=embed, most=most_items)
 
 
-COMMANDS: tuple[Callable[..., Any], ...] = (lm, pairs, dialogue, suite, report)
+COMMANDS: tuple[Callable[..., Any], ...] = (lm, pairs, dialogue, interrupt, suite, report)

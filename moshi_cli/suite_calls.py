@@ -59,7 +59,11 @@ def figure_names(task: str) -> list[str]:
     if task == "codec":
         each = eval_tasks.codec_names([8])
         return [*each, *(f"{name}@[0-9]*" for name in each)]
-    names = {"asr": eval_tasks.ASR, "tts": eval_tasks.TTS, "qa": eval_tasks.QA}.get(task)
+    from moshi_cli.eval_interrupt import FIGURES
+
+    names = {
+        "asr": eval_tasks.ASR, "tts": eval_tasks.TTS, "qa": eval_tasks.QA, "interrupt": FIGURES
+    }.get(task)  # fmt: skip
     if names is not None:
         return eval_tasks.with_groups(names)
     return {"lm": ["*_nll", "*_ppl"], "pairs": ["accuracy", "accuracy_*", "margin"]}.get(

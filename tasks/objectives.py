@@ -111,7 +111,7 @@ class CodecObjective:
         metrics = {"audio_s": batch.wav.numel() / mimi.sample_rate}
         metrics["commitment"] = out.commitment.item()
         inner = self.teach(batch, out, metrics)
-        if not self.audible:
+        if not self.audible and "sketch" not in self.modules:
             inner.backward()
             return metrics
         (items, first, frames), real = self.cut(batch, g)
@@ -119,13 +119,16 @@ class CodecObjective:
         latent = out.latent.transpose(1, 2)[items[:, None], at].transpose(1, 2)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=stage.bf16):
             context = mimi.decode_context(latent)
-            made = mimi.decoder(context).float()
             if "sketch" in self.modules:
                 sketch = cast("Readout", self.modules["sketch"])
                 told = context.transpose(1, 2).reshape(len(items), frames, -1)  # [N, T, 2 D]
-                missed = sum(sketch.loss(told, real).values(), real.new_zeros(()))
-                inner = inner + stage.losses["sketch"] * missed
-                metrics["sketch"] = missed.item()
+                missed = sketch.loss(told, real)
+                inner = inner + stage.losses["sketch"] * sum(missed.values(), real.new_zeros(()))
+                metrics |= {f"sketch/{name}": loss.item() for name, loss in missed.items()}
+            if not self.audible:
+                inner.backward()
+                return metrics
+            made = mimi.decoder(context).float()
         leaf = made.detach().requires_grad_()
         losses = {name: loss(leaf, real) for name, loss in self.spectral.items()}
         if stage.losses.get("wave"):

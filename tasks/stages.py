@@ -120,7 +120,7 @@ class CodecStage(Stage):
     commitment, recognition (of words, through the semantic codebook) and pad (a frame without a
     word within it), envelope, pitch and tone (read out of the quantised latent, see readout.py).
     sketch: all three, told by the decoder's transformer through one linear layer. Without a loss of
-    the decoded sound nothing is decoded, and the decoder rests.
+    the decoded sound nothing is decoded, and the decoder's convolutions rest.
     """
 
     losses: dict[str, float] = field(

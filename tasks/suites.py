@@ -38,6 +38,7 @@ SHOWN = {  # figures of entries that name none
     "codec": ("stoi*", "mel_db*", "idempotence", "idempotence@*", "wer_added*"),
     "qa": ("written_right", "heard_right", "both"), "lm": ("*_words_nll", "*_audio_nll"),
     "pairs": ("accuracy*",), "dialogue": ("ipu", "pause", "gap", "overlap"),
+    "interrupt": ("stopped", "stop_delay"),
 }  # fmt: skip
 
 
@@ -46,7 +47,7 @@ class Entry:
     """One evaluation."""
 
     name: str
-    task: Literal["asr", "tts", "codec", "qa", "lm", "pairs", "dialogue"]
+    task: Literal["asr", "tts", "codec", "qa", "lm", "pairs", "dialogue", "interrupt"]
     inputs: tuple[str, ...] = ()
     manifest: tuple[str, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)

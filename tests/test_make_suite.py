@@ -66,7 +66,8 @@ def corpus(folder: Path) -> None:
         for i, (n, k) in enumerate(kinds.items())
     ]
     for name in kinds:
-        soundfile.write(folder / f"{name}.wav", np.full(8000, 0.1), 8000)
+        late = np.repeat([0.0, 0.1], 4000)
+        soundfile.write(folder / f"{name}.wav", late, 8000)
     (folder / "manifest.jsonl").write_text("\n".join(map(json.dumps, lines)))
     (folder / "tts_open.jsonl").write_text('{"id": "o", "text": "We ate late."}')
     (folder / "tts_texts.jsonl").write_text('{"id": "t", "text": "Go left."}')
@@ -91,6 +92,7 @@ FIGURES = {  # name of an entry -> what its table shows
     "digits-single": "wer exact", "digits-strings": "wer exact", "tts": "wer unspoken_words",
     "tts-open": "wer unspoken_words", "codec": "wer_added stoi original_wer mel_db bitrate",
     "chat": "written_exact heard_right both written_holds heard_exact heard_wer",
+    "interrupt": "stopped stop_delay goes_on_alone answered interruptible",
     "chat-silence": "silent_replies", "speed-asr": "rtf", "speed-tts": "rtf first_audio",
     "speed-chat": "rtf",
 }  # fmt: skip

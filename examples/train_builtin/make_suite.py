@@ -8,7 +8,8 @@ asr: word errors on voices never trained on, in the small world and in open sent
 person's prompts; and words written in silence. digits: a real speaker, digit by digit and in
 strings. tts: what the judge hears in spoken texts of the world, and in open ones. codec: what it
 hears after 8 codebooks, more than before. chat: questions of unseen voices, the answers read and
-heard, and silence. speed: a minute of sound, or ten texts, one at a time.
+heard, answers that somebody speaks into, and silence. speed: a minute of sound, or ten texts, one
+at a time.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from world import load_dialogues
 
 CODEC_CLIPS = 160  # the codec is judged on so many of the test clips
 SPEED_TEXTS = 10
+INTERRUPTED = 120  # questions whose answers are interrupted, about
 QUIET = {"text": "", "answer": ""}  # what is said in silence, and the right answer to it
 Row = dict[str, Any]
 
@@ -101,6 +103,10 @@ def entries(
         "goals": dict.fromkeys(("written_exact", "heard_right", "both"), "≥ 85 %"),
         "figures": ["written_holds", "heard_exact", "heard_wer"],
     }, questions  # fmt: skip
+    yield {
+        "name": "interrupt", "task": "interrupt", "goals": {"stopped": "≥ 70 %"},
+        "figures": ["stop_delay", "goes_on_alone", "answered", "interruptible"],
+    }, questions[:: max(1, len(questions) // INTERRUPTED)]  # fmt: skip
     yield {
         "name": "chat-silence", "task": "qa", "options": {"judge": "none"},
         "goals": {"silent_replies": "100 %"},
