@@ -152,6 +152,8 @@ class Samples:
                     words = [word for word in words if word[1] < stop / FRAME_HZ]
                     spoken = stop
                 into_s = None
+                if at >= frames:
+                    break
             end = min(at + ask.frames, frames)
             partner[:, at:end] = self.cache.read(ask)[:, : end - at]
             over_s = at / FRAME_HZ + ask.words[-1][2]

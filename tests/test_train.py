@@ -350,6 +350,9 @@ def test_an_answer_breaks_off_when_the_partner_speaks_into_it(cache: Path, tiny_
     assert one > 8 and one - sky <= 8 and sounds > 7 * sky  # a window may end within an answer
     one, sky, sounds = said["rude"]
     assert one > said["calm"][0] and sky == 0 and sounds < 6 * one  # the end is never said
+    samples.casting = replace(casting, gap_s=(1.5, 1.5))
+    for frames in range(8, 90):  # an interruption may lie beyond the window's end
+        assert samples.dialogue(frames, torch.Generator().manual_seed(0)).shape[1] == frames
 
 
 def test_a_task_learns_at_several_lags(cache: Path, tiny_text: Text) -> None:
