@@ -13,6 +13,8 @@ import pytest
 import soundfile
 from test_eval_command import SPEC, Invoke, invoke, model
 
+from moshi_cli.tasks.evaluation import Figure, Result, write_result
+
 __all__ = ["invoke", "model"]  # fixtures
 
 RECIPE = Path(__file__).parent.parent / "examples" / "train_builtin"
@@ -62,7 +64,15 @@ def corpus(folder: Path) -> None:
     row = {"start": 0.0, "end": 0.5, "voice": {"x": 1.0}}
     kinds = {"a": "world", "b": "question", "c": "question", "d": "open"}
     lines = [
-        {**row, "id": n, "file": f"{n}.wav", "kind": k, "text": f"Say {n}.", "qa": i}
+        {
+            **row,
+            "id": n,
+            "file": f"{n}.wav",
+            "kind": k,
+            "text": f"Say {n}.",
+            "qa": i,
+            "words": [["Say", 0.0, 0.2], [f"{n}.", 0.2, 0.5]],
+        }
         for i, (n, k) in enumerate(kinds.items())
     ]
     for name in kinds:
@@ -88,7 +98,7 @@ def corpus(folder: Path) -> None:
 
 FIGURES = {  # name of an entry -> what its table shows
     "asr": "wer wer/world wer/question", "asr-open": "wer", "asr-real": "wer",
-    "asr-silence": "words_in_silence",
+    "asr-silence": "words_in_silence", "lag-0.32": "wer wer/open wer/world",  # no word is right
     "digits-single": "wer exact", "digits-strings": "wer exact", "tts": "wer unspoken_words",
     "tts-open": "wer unspoken_words", "codec": "wer_added stoi original_wer mel_db bitrate",
     "chat": "written_exact heard_right both written_holds heard_exact heard_wer",
@@ -106,7 +116,7 @@ def test_everything_is_measured_by_the_command(
 
     corpus(tmp_path / "test")
     words = ["make_suite.py", "set", "--test", "test", "--digits", "test/digits"]
-    words += ["--prompts", "test/prompts"]
+    words += ["--prompts", "test/prompts", "--lags", "0.32"]
     monkeypatch.setattr(sys, "argv", words)
     make_suite.main()
     monkeypatch.setattr("moshi_cli.tasks.fidelity.missing", lambda: ["pesq", "visqol"])
@@ -126,3 +136,20 @@ def test_everything_is_measured_by_the_command(
     assert found["chat"]["result"]["items"] == 2 and found["speed-tts"]["result"]["items"] == 1
     rows = [json.loads(line) for line in Path("set/chat.jsonl").read_text().splitlines()]
     assert [row["text"] for row in rows] == ["Say b.", "Say c."] and all(r["answer"] for r in rows)
+
+
+@pytest.mark.usefixtures("recipe")
+def test_the_picture_of_delays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    import delays
+
+    for lag, wer in (("0.32", 0.5), ("0", 0.75), ("2.48", 0.25)):
+        share = Figure(wer, wer - 0.1, wer + 0.1, "share", 9)
+        figures = {"wer": share, "wer/open": share, "emission_delay": Figure(float(lag) - 0.5)}
+        write_result(Result("asr", figures, [{"id": "a"}]), tmp_path / f"lag-{lag}")
+    delays.main(tmp_path, tmp_path / "out.svg")
+    assert (tmp_path / "out.svg").read_text().startswith("<?xml")
+    told = capsys.readouterr().out.splitlines()
+    assert told[0].split() == "all (9 clips) 75.0 % 50.0 % 25.0 %".split()
+    assert told[1].startswith("open (9 clips)")
+    assert told[2].split() == "written after -0.50 s -0.18 s 1.98 s".split()

@@ -1,15 +1,16 @@
 """Write the test set of the recipe as a suite of `moshi eval suite`:
 
-    python make_suite.py OUT --test CORPUS/test --digits DIGITS --prompts PROMPTS
+    python make_suite.py OUT --test CORPUS/test --digits DIGITS --prompts PROMPTS \\
+        --lags 0 0.32 0.64 1.28 2.48
     moshi eval suite OUT/suite.yaml -o FIGURES --batch-size 8 --html FIGURES/report.html \\
         --judge "command:TEACHERS/venv/bin/python judge.py TEACHERS/whisper-base"
 
 asr: word errors on voices never trained on, in the small world and in open sentences; of a real
-person's prompts; and words written in silence. digits: a real speaker, digit by digit and in
-strings. tts: what the judge hears in spoken texts of the world, and in open ones. codec: what it
-hears after 8 codebooks, more than before. chat: questions of unseen voices, the answers read and
-heard, answers that somebody speaks into, and silence. speed: a minute of sound, or ten texts, one
-at a time.
+person's prompts; and words written in silence. lag-*: the same weights with other lags. digits: a
+real speaker, digit by digit and in strings. tts: what the judge hears in spoken texts of the world,
+and in open ones. codec: what it hears after 8 codebooks, more than before. chat: questions of
+unseen voices, the answers read and heard, answers that somebody speaks into, and silence. speed: a
+minute of sound, or ten texts, one at a time.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from recordings import (
 from world import load_dialogues
 
 CODEC_CLIPS = 160  # the codec is judged on so many of the test clips
+LAG_CLIPS = 240  # one set of weights hears so many with each lag
 SPEED_TEXTS = 10
 INTERRUPTED = 120  # questions whose answers are interrupted, about
 QUIET = {"text": "", "answer": ""}  # what is said in silence, and the right answer to it
@@ -50,7 +52,12 @@ def heard(clips: Iterable[Clip], **more: Any) -> list[Row]:
 
 
 def entries(
-    test: Path, digits: Path | None, prompts: Path | None, out: Path, limit: int | None
+    test: Path,
+    digits: Path | None,
+    prompts: Path | None,
+    out: Path,
+    limit: int | None,
+    lags: Sequence[float] = (),
 ) -> Iterator[tuple[Row, Sequence[Row]]]:
     """All that is measured, in the order of the table: an entry, and the rows of its manifest."""
     every = load_test(test)
@@ -76,6 +83,16 @@ def entries(
         goals = {"goals": {"wer": "≤ 35 %"}}
         yield {"name": "asr-real", "task": "asr", **goals}, heard(spread(real, limit))
     yield {"name": "asr-silence", "task": "asr", "goals": {"words_in_silence": "0"}}, quiet
+    timed = [
+        {**row, "words": clip.words}
+        for clip in spread([*world, *free], min(LAG_CLIPS, limit or LAG_CLIPS))
+        for row in heard([clip])
+    ]
+    for lag in lags:
+        yield {
+            "name": f"lag-{lag:g}", "task": "asr", "options": {"delay": lag, "by": "kind"},
+            "figures": ["wer", "wer/open", "wer/world", "emission_delay"],
+        }, timed  # fmt: skip
     if digits is not None:
         single = digit_clips(digits, out / "digit")
         for name, found in (
@@ -127,12 +144,13 @@ def main() -> None:
     parser.add_argument("--test", type=Path, required=True, help="folder of make_tests.py")
     parser.add_argument("--digits", type=Path, help="folder of free-spoken-digit-dataset")
     parser.add_argument("--prompts", type=Path, help="folder of a person's prompts")
+    parser.add_argument("--lags", type=float, nargs="*", default=[], help="seconds, for delays.py")
     parser.add_argument("--limit", type=int, help="at most so many recordings, from everywhere")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     listed = []
     for entry, some in entries(
-        args.test.resolve(), args.digits, args.prompts, args.out, args.limit
+        args.test.resolve(), args.digits, args.prompts, args.out, args.limit, args.lags
     ):
         manifest = args.out / f"{entry['name']}.jsonl"
         manifest.write_text("".join(json.dumps(row) + "\n" for row in some))

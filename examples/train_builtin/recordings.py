@@ -29,6 +29,7 @@ class Clip:
     voice: str
     kind: str
     qa: int | None = None  # row in dialogues.json
+    words: Sequence[Sequence] = ()  # [word, start, end], seconds
 
 
 def spread(items: Sequence[T], limit: int | None) -> list[T]:
@@ -49,7 +50,8 @@ def load_test(folder: Path) -> list[Clip]:
         path = folder / row["file"]
         assert row["start"] == 0 and path.exists(), row
         (voice,) = row["voice"]
-        clips.append(Clip(row["id"], path, row["text"], voice, row["kind"], row.get("qa")))
+        more = row.get("qa"), row.get("words") or ()
+        clips.append(Clip(row["id"], path, row["text"], voice, row["kind"], *more))
     return clips
 
 
