@@ -194,22 +194,16 @@ class Mimi(nn.Module):
         ).transpose(1, 2)
         return self.downsample(x, None if s is None else s.downsample, active)  # [B, D, T]
 
-    def decode_context(
-        self, latent: Tensor, state: DecoderState | None = None, active: Tensor | None = None
-    ) -> Tensor:
-        """latent [B, D, T] -> what the decoder's convolutions draw from [B, D, 2T] (25 Hz)."""
-        s = state
-        x = self.upsample(latent, None if s is None else s.upsample, active)  # [B, D, 2T]
-        return self.decoder_transformer(
-            x.transpose(1, 2), None if s is None else s.transformer, active
-        ).transpose(1, 2)
-
     def decode_latent(
         self, latent: Tensor, state: DecoderState | None = None, active: Tensor | None = None
     ) -> Tensor:
         """latent [B, D, T] -> wav [B, 1, T · 1920]."""
-        x = self.decode_context(latent, state, active)
-        return self.decoder(x, None if state is None else state.seanet, active)
+        s = state
+        x = self.upsample(latent, None if s is None else s.upsample, active)  # [B, D, 2T]
+        x = self.decoder_transformer(
+            x.transpose(1, 2), None if s is None else s.transformer, active
+        ).transpose(1, 2)
+        return self.decoder(x, None if s is None else s.seanet, active)
 
     def encode(
         self, wav: Tensor, state: EncoderState | None = None, active: Tensor | None = None

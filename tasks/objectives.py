@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from moshi_cli.core.discriminators import Discriminator, DiscriminatorConfig
@@ -17,8 +18,9 @@ from moshi_cli.core.losses import (
     feature_loss,
 )
 from moshi_cli.core.mimi import Bottleneck, Mimi
+from moshi_cli.core.vq import together
 from moshi_cli.tasks.data import Batch, Windows
-from moshi_cli.tasks.readout import Readout
+from moshi_cli.tasks.readout import Readout, aim
 from moshi_cli.tasks.recogniser import Recogniser
 from moshi_cli.tasks.stages import CodecStage, Shape
 from moshi_cli.tasks.train import step_generator
@@ -57,12 +59,9 @@ class CodecObjective:
         if isinstance(windows, Utterances) and windows.text and stage.losses.get("recognition"):
             width, classes = mimi.config.seanet.dim, windows.text.size
             self.modules["recogniser"] = Recogniser(width, classes, delay=stage.hears_after)
-        if any(stage.losses.get(name) for name in ("envelope", "pitch", "tone")):
+        if any(stage.losses.get(name) for name in ("envelope", "pitch")):
             width = mimi.config.seanet.dim
             self.modules["readout"] = Readout(width, mimi.sample_rate, mimi.frame_samples)
-        if stage.losses.get("sketch"):
-            width = mimi.config.stride * mimi.config.seanet.dim
-            self.modules["sketch"] = Readout(width, mimi.sample_rate, mimi.frame_samples, None)
         self.audible = any(stage.losses.get(name) for name in AUDIBLE)
         spectra = {"mel": True, "stft": False}
         self.spectral = {
@@ -97,7 +96,7 @@ class CodecObjective:
         stage, mimi = self.stage, self.mimi
         g = step_generator(stage.seed, step)
         if progress >= stage.quantize_from and not mimi.quantizer.fitted:
-            mimi.quantizer.fit(self.latents(8 * mimi.config.quantizer.size, g), generator=g)
+            self.fit(g)
         batch = self.draw(g)
         B, total = len(batch.wav), mimi.config.quantizer.codebooks
         late = progress >= stage.critics_from
@@ -111,24 +110,14 @@ class CodecObjective:
         metrics = {"audio_s": batch.wav.numel() / mimi.sample_rate}
         metrics["commitment"] = out.commitment.item()
         inner = self.teach(batch, out, metrics)
-        if not self.audible and "sketch" not in self.modules:
+        if not self.audible:
             inner.backward()
             return metrics
         (items, first, frames), real = self.cut(batch, g)
         at = first[:, None] + torch.arange(frames, device=self.device)  # [N, frames]
         latent = out.latent.transpose(1, 2)[items[:, None], at].transpose(1, 2)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=stage.bf16):
-            context = mimi.decode_context(latent)
-            if "sketch" in self.modules:
-                sketch = cast("Readout", self.modules["sketch"])
-                told = context.transpose(1, 2).reshape(len(items), frames, -1)  # [N, T, 2 D]
-                missed = sketch.loss(told, real)
-                inner = inner + stage.losses["sketch"] * sum(missed.values(), real.new_zeros(()))
-                metrics |= {f"sketch/{name}": loss.item() for name, loss in missed.items()}
-            if not self.audible:
-                inner.backward()
-                return metrics
-            made = mimi.decoder(context).float()
+            made = mimi.decode_latent(latent).float()
         leaf = made.detach().requires_grad_()
         losses = {name: loss(leaf, real) for name, loss in self.spectral.items()}
         if stage.losses.get("wave"):
@@ -192,8 +181,13 @@ class CodecObjective:
     def reduce(
         self, wav: Tensor, quantize: Tensor, counts: Tensor, generator: torch.Generator
     ) -> Bottleneck:
-        """`Mimi.bottleneck`; with a frozen encoder the codes are fixed and only decoding learns."""
+        """`Mimi.bottleneck`; with a frozen encoder the codes are fixed and only decoding learns. A
+        latent that is read out is whole until codebooks are aimed by what is read."""
         mimi = self.mimi
+        if "readout" in self.modules and not mimi.quantizer.fitted:
+            latent = mimi.encode_latent(wav)  # [B, D, T]
+            codes = torch.zeros(len(wav), 0, latent.shape[-1], dtype=torch.long)
+            return Bottleneck(latent, codes, latent.transpose(1, 2), latent.new_zeros(()))
         if any(p.requires_grad for p in mimi.encoder.parameters()):
             decay = self.stage.codebook_decay
             return mimi.bottleneck(
@@ -205,13 +199,24 @@ class CodecObjective:
         return Bottleneck(latent, codes, latent.new_zeros(0), latent.new_zeros(()))
 
     @torch.no_grad()
-    def latents(self, count: int, generator: torch.Generator) -> Tensor:
-        """At least `count` unquantised latents of fresh windows [N, D], to fit codebooks on."""
-        found: list[Tensor] = []
+    def fit(self, generator: torch.Generator) -> None:
+        """Give the codebooks their first values, of fresh windows; aimed, if latents are read."""
+        mimi, weights = self.mimi, self.stage.losses
+        count, found = self.stage.fit_frames * mimi.config.quantizer.size, list[Tensor]()
         while sum(map(len, found)) < count:
-            latent = self.mimi.encode_latent(self.draw(generator).wav)  # [B, D, T]
-            found.append(latent.transpose(1, 2).flatten(0, 1))
-        return torch.cat(found)
+            wav = self.draw(generator).wav
+            found.append(mimi.encode_latent(wav).transpose(1, 2).flatten(0, 1))
+        latents = torch.cat(found)  # [N, D]
+        if "readout" in self.modules:
+            readout = cast("Readout", self.modules["readout"])
+            costs = weights.get("envelope", 0.0), weights.get("pitch", 0.0)
+            heard = readout.directions(wav, *costs)
+            taught = self.modules.get("projection")
+            words = heard if taught is None else cast("nn.Linear", taught).weight
+            aim(mimi.quantizer, latents, words, heard)
+            for projection in mimi.quantizer.projections() if together() else ():
+                dist.broadcast(projection.weight, 0)
+        mimi.quantizer.fit(latents, generator=generator)
 
     def judge(
         self, real: Tensor, leaf: Tensor, generator: torch.Generator

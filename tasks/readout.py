@@ -1,9 +1,10 @@
-"""What a frame sounds like, read out of its latent: a teacher of the codec's bottleneck.
+"""What a frame sounds like, read out of its latent in a straight line: a teacher of the encoder.
 
-Reconstruction alone teaches an encoder late, through a decoder that cannot draw yet. Here a small
-network tells the spectral envelope, the pitch and the waveform of the fundamental from the
-quantised latent, and its errors reach encoder and codebooks at once. Spectra say nothing of phase;
-a decoder that is told it need not add up frequencies. It is not part of the codec.
+Reconstruction alone teaches an encoder late, through a decoder that cannot draw yet. Here one
+linear layer tells spectral envelope and pitch from the latent that is not quantised yet, and its
+errors reach the encoder at once. Then the codebooks are `aim`ed: they quantise the latent in the
+directions that the layer reads, so that what they lose is what it misses. Neither is part of the
+codec.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moshi_cli.core.losses import mel_filters
+from moshi_cli.core.vq import SplitVq
 
 COLUMNS, BANDS = 8, 40  # log-mel spectra per frame, and their bands
 CORRELATIONS = 4  # autocorrelations per frame
@@ -21,15 +23,13 @@ DECIMATION = 4  # before correlating
 FLOOR = 1e-3  # of the spectra: white noise of this rms …
 MIDDLE = 0.02  # … and what is told as 0
 VOICED = 0.4  # least correlation of a voiced stretch
-TONE_HZ, TONE_STEPS = 360.0, 64  # upper edge of the fundamental's band, and its samples per frame
-TONE_FLOOR = 3e-3  # rms under which it is not brought to a level of 1
+RIDGE = 1e-4  # of the latent's power, added to its second moments
 
 
 class Readout(nn.Module):
-    """Latents [B, T, D] -> log-mel [B, T, 8 · 40], autocorrelation [B, T, 4, lags] and the band of
-    the fundamental [B, T, 64]. hidden None: by one linear layer."""
+    """Latents [B, T, D] -> log-mel [B, T, 8 · 40] and autocorrelation [B, T, 4, lags]."""
 
-    def __init__(self, width: int, sample_rate: int, frame_samples: int, hidden: int | None = 512):
+    def __init__(self, width: int, sample_rate: int, frame_samples: int):
         super().__init__()
         self.hop = frame_samples // COLUMNS
         self.window = self.hop * 8 // 3
@@ -47,11 +47,8 @@ class Readout(nn.Module):
         }.items():
             self.register_buffer(name, value, persistent=False)
         lags = self.last + 1 - self.first
-        self.sizes = [COLUMNS * BANDS, CORRELATIONS * lags, TONE_STEPS]
-        self.sample_rate, self.tone_hop = sample_rate, frame_samples // TONE_STEPS
-        last = nn.Linear(hidden or width, sum(self.sizes))
-        inner = [nn.Linear(width, hidden), nn.GELU()] if hidden else []
-        self.layers = nn.Sequential(*inner, last)
+        self.sizes = [COLUMNS * BANDS, CORRELATIONS * lags]
+        self.layer = nn.Linear(width, sum(self.sizes))
 
     def envelope(self, wav: Tensor) -> Tensor:
         """wav [B, 1, S] -> natural log mel spectra over MIDDLE [B, T, 8 · 40]; no window looks
@@ -73,31 +70,60 @@ class Readout(nn.Module):
         r = r[..., self.first :] / (r[..., :1] + 1e-3)  # [B, 4 T, lags]
         return r.reshape(len(wav), -1, CORRELATIONS, r.shape[-1])
 
-    def tone(self, wav: Tensor) -> Tensor:
-        """wav [B, 1, S] -> its part below 360 Hz at 800 Hz, near a level of 1 [B, T, 64]."""
-        x = wav[:, 0].float()
-        spectrum = torch.fft.rfft(x)
-        hz = torch.arange(spectrum.shape[-1], device=x.device) * (self.sample_rate / x.shape[-1])
-        low = torch.fft.irfft(spectrum * torch.sigmoid((TONE_HZ - hz) / 15), x.shape[-1])
-        low = low[:, :: self.tone_hop]  # [B, 64 T]
-        near = F.pad(low.square()[:, None], (TONE_STEPS // 2,) * 2, mode="reflect")
-        level = F.avg_pool1d(near, TONE_STEPS + 1, 1)[:, 0].clamp_min(1e-12).sqrt()
-        return (low / (level + TONE_FLOOR)).reshape(len(x), -1, TONE_STEPS)
-
-    def forward(self, latent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        mel, pitch, tone = self.layers(latent).split(self.sizes, -1)
-        return mel, pitch.unflatten(-1, (CORRELATIONS, -1)), tone
+    def forward(self, latent: Tensor) -> tuple[Tensor, Tensor]:
+        mel, pitch = self.layer(latent).split(self.sizes, -1)
+        return mel, pitch.unflatten(-1, (CORRELATIONS, -1))
 
     def loss(self, latent: Tensor, wav: Tensor) -> dict[str, Tensor]:
         """latent [B, T, D] of wav [B, 1, T · frame] -> what of each is not told (scalars): share of
-        the envelope's variance, and of the power of voiced correlations and of the tone."""
+        the envelope's variance, and of the power of voiced correlations."""
         with torch.no_grad():
-            mel, pitch, tone = self.envelope(wav), self.correlation(wav), self.tone(wav)
+            mel, pitch = self.envelope(wav), self.correlation(wav)
             voiced = (pitch.amax(-1, keepdim=True) > VOICED).float()
-        told_mel, told_pitch, told_tone = (x.float() for x in self(latent))
+        told_mel, told_pitch = (x.float() for x in self(latent))
         missed = ((told_pitch - pitch).square() * voiced).sum()
         return {
             "envelope": (told_mel - mel).square().mean() / mel.var().clamp_min(1.0),
             "pitch": missed / ((pitch.square() * voiced).sum() + 1e-6),
-            "tone": (told_tone - tone).square().sum() / (tone.square().sum() + 1e-6),
         }
+
+    @torch.no_grad()
+    def directions(self, wav: Tensor, envelope: float, pitch: float) -> Tensor:
+        """The rows of the layer [712, D] in units of what their errors cost, by the weights of both
+        losses; wav [B, 1, S]: sound to tell the units from."""
+        told = [envelope / self.envelope(wav).var(), pitch / self.correlation(wav).square().mean()]
+        sizes = torch.tensor(self.sizes)
+        costs = torch.stack([c.cpu() for c in told]) / sizes
+        return self.layer.weight.float() * costs.sqrt().repeat_interleave(sizes)[:, None].to(wav)
+
+
+@torch.no_grad()
+def aim(quantizer: SplitVq, latents: Tensor, semantic: Tensor, acoustic: Tensor) -> None:
+    """Set the projections of both branches, before codebooks are fitted.
+
+    latents [N, D]; semantic, acoustic [M, D]: directions (rows, in units of cost) that each branch
+    is to keep. A branch quantises the principal components of what its directions read, with a
+    distance that is their cost. Out of it comes the latent that is likeliest: the acoustic branch
+    gives all that its components tell, the semantic one what of the rest its own tell.
+    """
+    x = latents.double()
+    moments = x.T @ x / len(x)  # [D, D]
+    moments += RIDGE * moments.trace() / len(moments) * torch.eye(len(moments)).to(moments)
+    rest = torch.eye(len(moments)).to(moments)  # what of a latent no branch has given yet
+    for branch, rows in ((quantizer.acoustic, acoustic), (quantizer.semantic, semantic)):
+        seen = components(rows.double(), moments, branch.input_proj.out_channels)  # [d, D]
+        given = rest @ moments @ seen.T @ torch.linalg.pinv(seen @ moments @ seen.T)  # [D, d]
+        branch.input_proj.weight.copy_(seen[..., None])
+        branch.output_proj.weight.copy_(given[..., None])
+        rest = rest - given @ seen
+
+
+def components(rows: Tensor, moments: Tensor, count: int) -> Tensor:
+    """Principal components of rows @ latent, as maps of the latent: [count, D].
+
+    The squared length of what they give is that of rows @ latent, but for what they leave out.
+    """
+    values, vectors = torch.linalg.eigh(rows.T @ rows)  # rowsᵀ rows = rootᵀ root
+    root = values.clamp_min(0).sqrt()[:, None] * vectors.T  # [D, D]
+    _, axes = torch.linalg.eigh(root @ moments @ root.T)
+    return axes[:, -count:].T.flip(0) @ root

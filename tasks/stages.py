@@ -118,9 +118,8 @@ class CodecStage(Stage):
     Losses: mel, stft, wave (relative L1), adversarial (its weight against mel's gradient), feature
     (against adversarial), listener (a recogniser's ear for the decoded sound), distillation,
     commitment, recognition (of words, through the semantic codebook) and pad (a frame without a
-    word within it), envelope, pitch and tone (read out of the quantised latent, see readout.py).
-    sketch: all three, told by the decoder's transformer through one linear layer. Without a loss of
-    the decoded sound nothing is decoded, and the decoder's convolutions rest.
+    word within it), envelope and pitch (read out of the latent, see readout.py). Without a loss of
+    the decoded sound nothing is decoded, and the decoder rests.
     """
 
     losses: dict[str, float] = field(
@@ -135,6 +134,7 @@ class CodecStage(Stage):
     floor: float = 1e-2  # of the spectra; lower ones make silence outweigh speech
     quantize_from: float = 0.15  # the codebooks get their first values by k-means there
     quantize: float = 0.5  # probability, per item, that the latent is quantised …
+    fit_frames: int = 8  # per entry: what codebooks are fitted to at `quantize_from`
     quantize_late: float = 1.0  # … and once the critics count
     codebook_decay: float = 0.99
     dropout: float = 0.25  # probability, per item, of fewer codebooks
@@ -194,7 +194,7 @@ class LmStage(Stage):
 LOSSES: dict[type[Stage], tuple[str, ...]] = {  # what the weights are for
     CodecStage: (
         "mel", "stft", "wave", "adversarial", "feature", "listener", "distillation",
-        "commitment", "recognition", "pad", "envelope", "pitch", "tone", "sketch",
+        "commitment", "recognition", "pad", "envelope", "pitch",
     ),
     LmStage: ("text", "pad", "audio", "semantic", "acoustic"),
 }  # fmt: skip
