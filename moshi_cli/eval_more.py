@@ -197,7 +197,7 @@ def suite(
     ],
     *,
     only: Annotated[
-        str | None, flag("--only", "These entries, with commas; * stands for anything.")
+        list[str] | None, flag("--only", "These entries, with commas; * stands for anything.")
     ] = None,
     set: Annotated[
         list[str] | None,
@@ -220,7 +220,7 @@ def suite(
     from moshi_cli.suite_jobs import suite as run
 
     shared = Shared(options, model, judging, texts, log)
-    return run(suite, shared, only=only, settings=set or (), strict=strict)
+    return run(suite, shared, only=",".join(only or ()) or None, settings=set or (), strict=strict)
 
 
 @spread

@@ -93,7 +93,7 @@ def test_a_suite_is_its_commands_one_by_one(invoke: Invoke) -> None:
 
 
 def test_a_table_for_people(invoke: Invoke) -> None:
-    done = invoke("suite", "sub/s.yaml", "--only", "words,o*", "--limit", 1)
+    done = invoke("suite", "sub/s.yaml", "--only", "words", "--only", "o*", "--limit", 1)
     assert done.exit_code == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0] == "words – asr: model, 1 items, moshi-en-3"
