@@ -30,6 +30,7 @@ class Window:
     angles: Angles | None  # rotary
     cells: Tensor | None  # long[B, T]: ring cells to write; None offline
     slots: Tensor | None  # long[B, 1]: their slots
+    at: int | None = None  # the first cell, if it is known and the others follow it in every slot
 
 
 @dataclass
@@ -91,8 +92,12 @@ class Attention(nn.Module):
         q, k = qk.split([self.heads, self.kv_heads], 2)  # [B, T, H|Hkv, Dh]
         if kv is not None:
             assert window.cells is not None and window.slots is not None
-            kv.k[window.slots, :, window.cells] = k.to(kv.k.dtype)
-            kv.v[window.slots, :, window.cells] = v.to(kv.v.dtype)
+            if window.at is None:
+                kv.k[window.slots, :, window.cells] = k.to(kv.k.dtype)
+                kv.v[window.slots, :, window.cells] = v.to(kv.v.dtype)
+            else:  # one stretch is half the work
+                kv.k.narrow(2, window.at, T).copy_(k.transpose(1, 2))
+                kv.v.narrow(2, window.at, T).copy_(v.transpose(1, 2))
             keys = window.mask.shape[-1]
             k, v = kv.k.narrow(2, 0, keys).to(q.dtype), kv.v.narrow(2, 0, keys).to(q.dtype)
         else:
@@ -203,17 +208,18 @@ class Transformer(nn.Module):
         T = x.shape[1]
         steps = torch.arange(T, device=x.device)
         if state is None:
-            query, cells, slots = steps[None], None, None  # [1, T]
+            query, cells, slots, at = steps[None], None, None, None  # [1, T]
             key = query
         else:
             query = state.clock[:, None] + steps  # [B, T] absolute positions
             R = state.layers[0].k.shape[2]
             cells = query % R
             slots = torch.arange(len(x), device=x.device)[:, None]
-            last, keys = query[:, -1:], R
+            last, keys, at = query[:, -1:], R, None
             if x.device.type == "cpu" and not torch.compiler.is_compiling():
-                used = int(state.clock.max()) + T  # a young stream has used few cells
-                keys = min(R, -(-used // BLOCK) * BLOCK)
+                clock = int(state.clock.max())
+                keys = min(R, -(-(clock + T) // BLOCK) * BLOCK)  # a young stream has used few
+                at = clock % R if len(x) == 1 and clock % R + T <= R else None
             # [B, keys] position per cell
             key = last - (last - torch.arange(keys, device=x.device)) % R
         age = query[:, :, None] - key[:, None]  # [B, T, keys]
@@ -221,7 +227,7 @@ class Transformer(nn.Module):
         if self.config.context is not None:
             mask &= age < self.config.context
         angles = None if self.rope is None else self.rope.angles(query)
-        return Window(mask[:, None], angles, cells, slots)
+        return Window(mask[:, None], angles, cells, slots, at)
 
     def forward(
         self,

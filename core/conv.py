@@ -46,7 +46,7 @@ class CausalConv(nn.Conv1d):
         """Empty left context; None when the kernel needs none."""
         if self.context <= 0:
             return None
-        x = torch.zeros(slots, self.in_channels, self.context, device=device)
+        x = torch.zeros(slots, self.context, self.in_channels, device=device).transpose(1, 2)
         return Tail(x, torch.ones(slots, dtype=torch.bool, device=device))
 
     def forward(self, x: Tensor, tail: Tail | None = None, active: Tensor | None = None) -> Tensor:
@@ -80,10 +80,17 @@ class CausalConv(nn.Conv1d):
         """
         (kernel,), (stride,), B = self.kernel_size, self.stride, len(x)
         if self.product is not None:
-            windows = x.unfold(2, kernel, stride).permute(0, 2, 3, 1)  # [B, T', k, C]
-            rows = max(1, UNFOLDED // (B * kernel * x.shape[1]))
-            parts = [self.product(part.flatten(2)) for part in windows.split(rows, 1)]
-            return (parts[0] if len(parts) == 1 else torch.cat(parts, 1)).transpose(1, 2)
+            _, C, length = x.shape
+            x = x.transpose(1, 2)
+            if kernel == stride == 1:
+                return self.product(x).transpose(1, 2)
+            x = x.contiguous()
+            size = (B, (length - kernel) // stride + 1, kernel * C)
+            windows = x.as_strided(size, (length * C, stride * C, 1))  # [B, T', k · C]
+            rows = max(1, UNFOLDED // (B * size[2]))
+            if size[1] <= rows:
+                return self.product(windows).transpose(1, 2)
+            return torch.cat([self.product(w) for w in windows.split(rows, 1)], 1).transpose(1, 2)
         T = (x.shape[-1] - kernel) // stride + 1
         if x.device.type != "cpu" or B * T > SHORT or self.dilation[0] > 1:
             return super().forward(x)
@@ -156,4 +163,4 @@ class CausalConvTranspose(nn.ConvTranspose1d):
         second = torch.cat([past, second], 1)
         if overlap is not None:
             keep(overlap.x, second[:, T].view(B, self.overlap, -1).transpose(1, 2), active)
-        return (first + second[:, :T]).view(B, T * self.overlap, -1).transpose(1, 2)
+        return (first + second[:, :T]).reshape(B, T * self.overlap, -1).transpose(1, 2)

@@ -37,6 +37,12 @@ def project(x: Tensor, weight: Tensor) -> Tensor:
     return y.view(*x.shape[:-1], -1)
 
 
+def quick(x: Tensor, rows: int) -> bool:
+    """Whether so many rows like x [..., in] are best multiplied as weight · x."""
+    few = rows in (2, 3) or (rows == FEW and x.shape[-1] <= WIDE)
+    return few and x.device.type == "cpu" and x.dtype == torch.float32
+
+
 def turned(x: Tensor, weight: Tensor) -> Tensor:
     """x [N, in] times weight [out, in] -> [N, out], as weight · x; not contiguous."""
     return F.linear(weight, x.contiguous()).t()
@@ -154,7 +160,7 @@ class Rope:
         """x [B, T, H, Dh], rotated in float32, in x's dtype again."""
         pairs = x.float()
         if isinstance(angles, Tensor):
-            turned = torch.view_as_complex(pairs.unflatten(-1, (-1, 2))) * angles
+            turned = torch.view_as_complex(pairs.contiguous().unflatten(-1, (-1, 2))) * angles
             return torch.view_as_real(turned).flatten(-2).to(x.dtype)
         cos, sin = angles
         if self.interleaved:

@@ -13,19 +13,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from moshi_cli.core.attention import Layer
 from moshi_cli.core.conv import CausalConv, CausalConvTranspose
 from moshi_cli.core.depth import StackedLinear
-from moshi_cli.core.layers import WIDE, Linear, RMSNorm, turned
+from moshi_cli.core.layers import WIDE, Linear, RMSNorm, project, turned
 from moshi_cli.core.lm import MoshiLm
 from moshi_cli.core.mimi import Mimi
 
 NEEDED = ("_reorder_linear_weight", "_linear_pointwise", "_is_mkldnn_bf16_supported")
+PART = 512  # numbers of a row that are multiplied at a time in SplitLinear
 ROWS = 4  # of the product that is computed for fewer: the kernel for one row is slower
 
 
@@ -48,6 +50,70 @@ class PackedLinear(nn.Module):
         return (y if rows >= ROWS else y[:rows]).view(*x.shape[:-1], self.out_features)
 
 
+class SplitLinear(nn.Module):
+    """A linear layer [..., in] -> [..., out] of long rows of float32, for one row or two.
+
+    `turned` is quickest for rows of PART numbers: the weight lies in such stretches, whose products
+    are added. For more rows there is a PackedLinear, made when it is needed first.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None):
+        """weight [out, in], `in` a multiple of PART; bias [out]."""
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        parts = weight.detach().reshape(self.out_features, -1, PART)
+        self.parts = parts.transpose(0, 1).contiguous()  # [in / PART, out, PART]
+        self.bias = None if bias is None else bias.detach()[:, None]
+        self.many: PackedLinear | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.numel() // self.in_features
+        if not 0 < rows <= 2:
+            return self.packed()(x)
+        flat = x.reshape(rows, self.in_features)
+        flat = flat.repeat(2, 1) if rows == 1 else flat.contiguous()
+        columns = flat.view(2, -1, PART).permute(1, 2, 0)  # [in / PART, PART, 2]
+        y = torch.bmm(self.parts, columns).sum(0)
+        if self.bias is not None:
+            y += self.bias
+        return (y if rows == 2 else y[:, :1]).t().view(*x.shape[:-1], self.out_features)
+
+    def packed(self) -> PackedLinear:
+        """The same layer for more rows."""
+        if self.many is None:
+            weight = self.parts.transpose(0, 1).reshape(self.out_features, self.in_features)
+            self.many = PackedLinear(weight, None if self.bias is None else self.bias[:, 0])
+        return self.many
+
+
+class TurnedLinear(nn.Module):
+    """A linear layer [..., in] -> [..., out] whose weight is read where it lies (see `turned`)."""
+
+    def __init__(self, weight: Tensor):
+        """weight [out, in], float32."""
+        super().__init__()
+        self.weight = nn.Parameter(weight.detach(), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        into = x.shape[-1]
+        rows = x.numel() // into
+        if rows == 2 or rows == 3:
+            return turned(x.reshape(rows, into), self.weight).view(*x.shape[:-1], -1)
+        return project(x, self.weight)
+
+
+class Point(nn.Module):
+    """A convolution [B, C, T] -> [B, C', T] of kernel 1."""
+
+    def __init__(self, product: nn.Module):
+        super().__init__()
+        self.product = product
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.product(x.transpose(1, 2))
+        return y.transpose(1, 2)
+
+
 class PackedNorm(nn.Module):
     """RMSNorm in half the time: numbers that do not change are ready, as tensors of their type."""
 
@@ -61,6 +127,9 @@ class PackedNorm(nn.Module):
         x32 = x.float()
         size = torch.linalg.vector_norm(x32, dim=-1, keepdim=True)
         return (x32 * (self.gain / torch.hypot(size, self.floor))).to(x.dtype)
+
+
+Maker = type[PackedLinear] | type[SplitLinear]
 
 
 def packable(weight: Tensor) -> bool:
@@ -87,6 +156,7 @@ def pack(model: MoshiLm | Mimi) -> bool:
         return False
     if isinstance(model, Mimi):
         model.printed = model.fingerprint
+        prepare(model)
     found = [path for path, module in model.named_modules() if type(module) in PACKED]
     for path in found:  # names, not modules: each is freed before the next is packed
         parent, _, name = path.rpartition(".")
@@ -106,8 +176,10 @@ def pack(model: MoshiLm | Mimi) -> bool:
 
 
 def linear(base: Linear) -> nn.Module:
-    """As it is, if that is quick."""
-    return PackedLinear(base.weight) if slow(base.weight) and packable(base.weight) else base
+    """In oneDNN's layout, unless it is quick as it lies."""
+    if slow(base.weight) and packable(base.weight):
+        return PackedLinear(base.weight)
+    return TurnedLinear(base.weight) if base.weight.dtype == torch.float32 else base
 
 
 def stacked(base: StackedLinear) -> nn.Module:
@@ -122,15 +194,46 @@ def stacked(base: StackedLinear) -> nn.Module:
     return base
 
 
-def conv(base: CausalConv) -> nn.Module:
+def prepare(mimi: Mimi) -> None:
+    """Layers that see one step or two of a frame, and factors that products can hold."""
+    for stack in (mimi.encoder_transformer, mimi.decoder_transformer):
+        for layer in cast("list[Layer]", list(stack.layers)):
+            for scale, last in ((layer.scale1, layer.attn.out), (layer.scale2, layer.mlp.down)):
+                if scale.scale is not None and isinstance(last, Linear):
+                    last.weight.mul_(scale.scale[:, None])
+                    scale.scale = None
+            down = layer.mlp.down
+            if isinstance(down, Linear) and slow(down.weight) and splittable(down.weight):
+                layer.mlp.down = SplitLinear(down.weight)
+    inner, outer = mimi.encoder.layers, mimi.decoder.layers
+    for each in (inner[-3], inner[-1], mimi.downsample, outer[0]):
+        conv(cast(CausalConv, each), SplitLinear)
+    conv_transpose(cast(CausalConvTranspose, outer[2]), SplitLinear)
+
+
+def splittable(weight: Tensor) -> bool:
+    """Whether SplitLinear takes a weight [out, in]."""
+    return packable(weight) and weight.dtype == torch.float32 and weight.shape[-1] % PART == 0
+
+
+def point(base: nn.Conv1d) -> nn.Module:
+    """A convolution of single inputs [B, C, T] as a product."""
+    if base.kernel_size != (1,) or base.bias is not None or base.weight.dtype != torch.float32:
+        return base
+    return Point(TurnedLinear(base.weight[..., 0]))
+
+
+def conv(base: CausalConv, make: Maker = PackedLinear) -> nn.Module:
     """A product of windows, unless dilated."""
     if base.product is not None or base.dilation != (1,) or not packable(base.weight):
         return base
     weight = base.weight.transpose(1, 2).flatten(1)  # [C', k · C]
-    return without_weight(base, PackedLinear(weight, base.bias))
+    if make is SplitLinear and not splittable(weight):
+        return base
+    return without_weight(base, make(weight, base.bias))
 
 
-def conv_transpose(base: CausalConvTranspose) -> nn.Module:
+def conv_transpose(base: CausalConvTranspose, make: Maker = PackedLinear) -> nn.Module:
     """A product with both halves of the kernel, if it has two and is not by groups."""
     half, bias = base.stride[0], base.bias
     if base.product is not None or base.groups > 1 or base.kernel_size[0] != 2 * half:
@@ -140,10 +243,12 @@ def conv_transpose(base: CausalConvTranspose) -> nn.Module:
     if bias is not None:
         bias = torch.cat([bias.repeat(half), torch.zeros_like(bias).repeat(half)])
     weight = base.weight.permute(2, 1, 0).flatten(0, 1)  # [k · C', C]
-    return without_weight(base, PackedLinear(weight, bias))
+    if make is SplitLinear and not splittable(weight):
+        return base
+    return without_weight(base, make(weight, bias))
 
 
-def without_weight(base: CausalConv | CausalConvTranspose, product: PackedLinear) -> nn.Module:
+def without_weight(base: CausalConv | CausalConvTranspose, product: nn.Module) -> nn.Module:
     """The layer, with a product in place of its weight and bias."""
     base.product = product
     base.register_parameter("weight", None)
@@ -153,5 +258,5 @@ def without_weight(base: CausalConv | CausalConvTranspose, product: PackedLinear
 
 PACKED: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
     Linear: linear, StackedLinear: stacked, RMSNorm: PackedNorm, CausalConv: conv,
-    CausalConvTranspose: conv_transpose,
+    CausalConvTranspose: conv_transpose, nn.Conv1d: point,
 }  # fmt: skip

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moshi_cli.core.config import QuantizerConfig
-from moshi_cli.core.layers import project
+from moshi_cli.core.layers import project, quick
 
 EPS = 1e-5  # floor of a cluster's usage
 
@@ -50,6 +50,10 @@ class Codebook(nn.Module):
 
     def encode(self, x: Tensor) -> Tensor:
         """x [..., D] -> index of the nearest centroid [...]."""
+        if quick(x, x.numel() // x.shape[-1]):  # the same in fewer calls
+            rows = x.reshape(-1, x.shape[-1])
+            far = torch.addmm(self.half_norm[:, None], self.centroids, rows.t(), alpha=-1)
+            return far.argmin(0).view(x.shape[:-1])
         return (self.half_norm - project(x, self.centroids)).argmin(-1)
 
     def decode(self, codes: Tensor) -> Tensor:
@@ -140,11 +144,15 @@ class ResidualVq(nn.Module):
     def encode(self, x: Tensor, count: int) -> Tensor:
         """x [B, D, T] -> codes [B, count, T]."""
         r = self.input_proj(x).transpose(1, 2)  # [B, T, dim]
+        single = len(r) == r.shape[1] == 1 and quick(r, 2)
+        if single:
+            r = r.repeat(1, 2, 1)  # at once, rather than in every product
         codes = []
         for layer in self.books[:count]:
             codes.append(layer.encode(r))
             r = r - layer.decode(codes[-1])
-        return torch.stack(codes, 1)
+        found = torch.stack(codes, 1)
+        return found[..., :1] if single else found
 
     def decode(self, codes: Tensor) -> Tensor:
         """codes [B, n, T], n ≤ codebooks -> latent [B, D, T]."""

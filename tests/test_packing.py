@@ -16,7 +16,15 @@ from moshi_cli.core.conv import CausalConv, CausalConvTranspose
 from moshi_cli.core.layers import Linear, RMSNorm, Rope, project
 from moshi_cli.core.lm import MoshiLm
 from moshi_cli.core.mimi import Mimi
-from moshi_cli.core.packing import PackedLinear, PackedNorm, conv, conv_transpose, pack, packable
+from moshi_cli.core.packing import (
+    PackedLinear,
+    PackedNorm,
+    SplitLinear,
+    conv,
+    conv_transpose,
+    pack,
+    packable,
+)
 from moshi_cli.core.sampling import GREEDY
 from moshi_cli.core.state import room
 
@@ -144,6 +152,42 @@ def test_packed_transposed_convolution(bias: bool) -> None:
     for part, on in zip(x.split(2, -1), (None, active, None), strict=True):
         close(packed(part, past[0], on), plain(part, past[1], on))
         close(past[0].x, past[1].x)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@torch.no_grad()
+def test_split_product(bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any number of rows, contiguous or turned."""
+    need(torch.float32)
+    monkeypatch.setattr(packing, "PART", 4)
+    weight, b = torch.randn(5, 12), torch.randn(5) if bias else None
+    layer = SplitLinear(weight, b)
+    for shape in ((1,), (2,), (1, 1), (1, 2), (2, 1), (3,), (2, 3), (0, 1)):
+        x = torch.randn(12, *shape).movedim(0, -1)
+        close(layer(x), torch.nn.functional.linear(x, weight, b))
+        close(layer(x.contiguous()), layer(x))
+
+
+@pytest.mark.parametrize("B", [1, 2])
+@torch.no_grad()
+def test_split_codec_codes_the_same(
+    tiny_mimi: Mimi, B: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need(torch.float32)
+    monkeypatch.setattr(packing, "PART", 2)
+    monkeypatch.setattr(packing, "WIDE", 1)
+    for layer in tiny_mimi.encoder_transformer.layers:
+        layer.scale1.scale.normal_()
+    mimi = copy.deepcopy(tiny_mimi)
+    pack(mimi)
+    assert sum(isinstance(m, SplitLinear) for m in mimi.modules()) > 5
+    wav = torch.rand(B, 1, 4 * mimi.frame_samples) * 2 - 1
+    codes, state = tiny_mimi.encode(wav), mimi.init_state(B)
+    heard = [mimi.encode(part, state.encoder) for part in wav.split(mimi.frame_samples, -1)]
+    assert torch.equal(torch.cat(heard, -1), codes) and torch.equal(mimi.encode(wav), codes)
+    said = [mimi.decode(part, state.decoder) for part in codes.split(1, -1)]
+    close(torch.cat(said, -1), tiny_mimi.decode(codes))
+    close(mimi.decode(codes), tiny_mimi.decode(codes))
 
 
 def test_other_convolutions_stay_as_they_are() -> None:
