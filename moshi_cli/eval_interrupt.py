@@ -11,7 +11,7 @@ from moshi_cli.core.errors import InputError, UsageError
 from moshi_cli.eval_items import reader, recordings
 from moshi_cli.eval_tasks import WAV, Asked, Names, one_channel
 from moshi_cli.eval_trials import Trial
-from moshi_cli.inputs import Item
+from moshi_cli.inputs import STDIN, Item
 from moshi_cli.options import AudioOptions
 from moshi_cli.slots import work
 
@@ -35,15 +35,19 @@ class Interruptions(Table):
     def job(self, item: Item) -> Interruption:
         return Interruption(self, item)
 
-    def recording(self, item: Item) -> Tensor:
-        """The whole recording, float32 [S]. InputError."""
+    def recording(self, item: Item, counted: bool = True) -> Tensor:
+        """The whole recording, float32 [S]; counted: progress bars see it. InputError."""
         import torch
+
+        from moshi_cli.core import audio
 
         if problem := item.record.get("problem"):
             raise InputError(str(problem))
-        feed = self.run.feed(item, channel=self.reading.channel, **reader(item))
-        frames = list(feed)
-        return torch.cat(frames, 1)[0, : feed.samples] if frames else torch.zeros(0)
+        assert item.source is not None, item.id
+        asked = {"channel": self.reading.channel, **reader(item)}
+        source = self.run.feed(item, **asked) if counted else audio.frames(item.source, **asked)
+        frames = list(source)
+        return torch.cat(frames, 1)[0, : source.samples] if frames else torch.zeros(0)
 
     def after(self, item: Item) -> Item:
         """The next one."""
@@ -62,7 +66,7 @@ class Interruption(Trial, Conversation):
         from moshi_cli.tasks.interruption import Breach, Interrupted, spoken_part
 
         other = self.table.after(self.item)
-        question, then = self.table.recording(self.item), self.table.recording(other)
+        question, then = self.table.recording(self.item), self.table.recording(other, False)
         self.pair = [
             Interrupted(
                 self.table.model, self.table.task, Breach(question, said), seed=self.seed
@@ -91,6 +95,7 @@ class Interruption(Trial, Conversation):
         self.outputs.append(self.target)
         self.facts = {
             "question": self.item.record.get("text", ""), "written": broken.text,
+            "interrupted_by": self.table.after(self.item).id,
             "written_alone": alone.text, "at_s": None,
             "audio": self.run.relative(str(self.target)),
         }  # fmt: skip
@@ -114,6 +119,8 @@ def interrupt(
     run = asked.run("interrupt", recordings(inputs, manifests), FIGURES)
     if len(run.items) < 2:
         raise UsageError("one recording cannot interrupt another", "name two or more")
+    if any(item.source == STDIN for item in run.items):
+        raise UsageError("standard input is not heard twice", "name files")
     opened = open_model(asked.model, asked.console)
     table = Interruptions(
         run, opened, talking, WAV, options=asked.model, reading=AudioOptions(channel=channel)

@@ -174,6 +174,7 @@ def test_both_conversations_are_the_same_until_somebody_breaks_in(
     )
     rows = read_result(Path("out")).items
     assert [row["question"] for row in rows] == ["ask a", "ask b", "ask c"]
+    assert [row["interrupted_by"] for row in rows] == ["b", "c", "a"]
     for row, a, b in zip(rows, alone, broken, strict=True):
         assert row["at_s"] is not None  # random weights are loud at once
         same = round(row["at_s"] * 24_000)
@@ -191,3 +192,5 @@ def test_broken_recordings_and_single_ones(invoke: Callable[..., Any]) -> None:
     assert done.exit_code == 3 and "c: nobody speaks in it" in done.stderr  # b's partner is c
     done = invoke("a.wav")
     assert done.exit_code == 2 and "one recording cannot interrupt another" in done.stderr
+    done = invoke("a.wav", "-")
+    assert done.exit_code == 2 and "standard input is not heard twice" in done.stderr
