@@ -54,7 +54,8 @@ class SplitLinear(nn.Module):
     """A linear layer [..., in] -> [..., out] of long rows of float32, for one row or two.
 
     `turned` is quickest for rows of PART numbers: the weight lies in such stretches, whose products
-    are added. For more rows there is a PackedLinear, made when it is needed first.
+    are added. With the first call of more rows it becomes a PackedLinear: a file is read in longer
+    pieces than a stream, and the weight is not kept twice.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None):
@@ -62,13 +63,13 @@ class SplitLinear(nn.Module):
         super().__init__()
         self.out_features, self.in_features = weight.shape
         parts = weight.detach().reshape(self.out_features, -1, PART)
-        self.parts = parts.transpose(0, 1).contiguous()  # [in / PART, out, PART]
+        self.parts: Tensor | None = parts.transpose(0, 1).contiguous()  # [in / PART, out, PART]
         self.bias = None if bias is None else bias.detach()[:, None]
         self.many: PackedLinear | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.numel() // self.in_features
-        if not 0 < rows <= 2:
+        if self.parts is None or not 0 < rows <= 2:
             return self.packed()(x)
         flat = x.reshape(rows, self.in_features)
         flat = flat.repeat(2, 1) if rows == 1 else flat.contiguous()
@@ -79,10 +80,12 @@ class SplitLinear(nn.Module):
         return (y if rows == 2 else y[:, :1]).t().view(*x.shape[:-1], self.out_features)
 
     def packed(self) -> PackedLinear:
-        """The same layer for more rows."""
+        """The same layer for more rows, and from then on for all."""
         if self.many is None:
+            assert self.parts is not None
             weight = self.parts.transpose(0, 1).reshape(self.out_features, self.in_features)
             self.many = PackedLinear(weight, None if self.bias is None else self.bias[:, 0])
+            self.parts = None
         return self.many
 
 
