@@ -192,9 +192,8 @@ def test_the_built_in_recipe_from_sound_to_speech(
         return Path(done.stdout.strip())
 
     shape = f"model.codec={json.dumps(CODEC)}"
-    first = run("codec", shape)
+    first = run("codec", shape, "quantize_from=0.5")  # the last of four steps is at 0.75
     assert weights.load(first, device="cpu").mimi.quantizer.fitted
-    assert {"recognition", "heard", "during"} <= curves.read_metrics(first.parent)[-1].keys()
     assert {"distillation", "envelope", "pitch"} <= curves.read_metrics(first.parent)[-1].keys()
     ear = "losses.listener=1"
     deaf = moshi(recipes / "decoder.yaml", "--set", shape, "--set", ear)
