@@ -55,8 +55,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
 
     PyTorch's kernel converts half precision on a CPU to float32 number by number; for the few
     queries of a stream two products are several times as fast. The softmax is float32 in both. To
-    learn from short windows two products take a third to half of the time, forward and backward;
-    they err by as much.
+    learn from short windows two products take 0.34 to 0.55 of the time, forward and backward; they
+    err by as much.
     """
     if q.device.type == "cpu" and q.dtype != torch.float32:
         if q.shape[2] <= FEW:
