@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -40,6 +41,8 @@ from moshi_cli.tasks.utterances import Utterances
 from moshi_cli.tasks.whisper import WhisperListener
 
 Config = TypeVar("Config")
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -254,6 +257,11 @@ def export(recipe: Recipe, checkpoint: Path, folder: Path, builtin: Path) -> Pat
             whole = getattr(stage, "lora", None) is None
             part.load_state_dict(read_tensors(path), strict=whole)
     model.mimi.quantizer.refresh()
+    if isinstance(stage, CodecStage) and not model.mimi.quantizer.fitted:
+        log.warning(
+            "the codebooks have no values, since the run ended before quantize_from = %g: "
+            "the model can be trained further, not used", stage.quantize_from,
+        )  # fmt: skip
     part_folder = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part_folder, ignore_errors=True)
     if not isinstance(stage, LmStage):

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -19,6 +20,7 @@ from moshi_cli.core.attention import Layer
 from moshi_cli.core.conditioning import Value
 from moshi_cli.core.config import LmConfig
 from moshi_cli.core.depth import DepthLayer
+from moshi_cli.core.errors import MoshiError
 from moshi_cli.core.lm import MoshiLm
 from moshi_cli.core.losses import LmWeights, join_shifted, lm_loss, lm_mass
 from moshi_cli.core.streams import FRAME_HZ, ZERO, Shifted
@@ -26,6 +28,7 @@ from moshi_cli.tasks import parallel
 from moshi_cli.tasks.mixture import Mixture, Takes
 from moshi_cli.tasks.randomness import generator_of, pick
 from moshi_cli.tasks.samples import LmBatch, Samples
+from moshi_cli.tasks.spelling import UNKNOWN, Speller
 from moshi_cli.tasks.stages import LmStage, Source
 from moshi_cli.tasks.workers import Ahead
 
@@ -36,7 +39,7 @@ class Drawn:
 
     family: str
     batches: list[LmBatch]  # as many as are accumulated
-    mass: Tensor  # float64[2]: sums of weights, of this process
+    mass: Tensor  # float64[3]: sums of weights, of this process
     tokens: int  # targets
     audio_s: float
 
@@ -44,19 +47,32 @@ class Drawn:
 class LmStep(nn.Module):
     """A batch -> total, text and audio loss, and the plain means per stream [1 + Q]."""
 
-    def __init__(self, lm: MoshiLm, weights: LmWeights):
+    def __init__(
+        self, lm: MoshiLm, weights: LmWeights, speller: Speller | None = None, layers: int = 0
+    ):
         super().__init__()
-        self.lm, self.weights = lm, weights
+        self.lm, self.weights, self.speller = lm, weights, speller
+        self.lower: list[Tensor] = []  # hidden states that the speller reads
+        if speller is not None:
+            lm.transformer.layers[layers - 1].register_forward_hook(
+                lambda module, given, out: self.lower.append(out)
+            )
 
     def forward(
         self,
         shifted: tuple[Tensor, Tensor, Tensor],
         values: Sequence[Mapping[str, Value]],
         mass: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        letters: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         conditions = self.lm.condition(values)
         losses = lm_loss(self.lm, Shifted(*shifted), self.weights, conditions, mass)
-        return losses.total, losses.text, losses.audio, losses.streams
+        spelled = losses.total.new_zeros(())
+        if self.speller is not None and letters is not None:
+            assert mass is not None
+            spelled = self.speller.loss(self.lower.pop(), letters) / mass[2].clamp_min(1)
+        self.lower.clear()
+        return losses.total, losses.text, losses.audio, losses.streams, spelled
 
 
 class LmObjective:
@@ -74,7 +90,14 @@ class LmObjective:
             w.get("text", 1.0), w.get("pad", 0.5), w.get("semantic", 100.0),
             w.get("acoustic", 1.0), w.get("audio", 1.0),
         )  # fmt: skip
-        self.engine: nn.Module = LmStep(lm, self.weights)
+        speller = None
+        if w.get("letters"):
+            layers = len(lm.transformer.layers)
+            if not 1 <= stage.spelled_by <= layers:
+                where = f"stage {stage.name}: spelled_by is {stage.spelled_by}"
+                raise MoshiError(f"{where}, the model has {layers} layers")
+            self.modules["speller"] = speller = Speller(lm.config.temporal.dim)
+        self.engine: nn.Module = LmStep(lm, self.weights, speller, stage.spelled_by)
         self.family = ""
         self.drawn = Ahead(self.draw, workers)
         if stage.recompute:
@@ -107,11 +130,17 @@ class LmObjective:
             for h in (generator_of(seed, step, row) for row in range(first, first + count))
         ]
         batches = [join_batches(rows[i : i + shape.batch]) for i in range(0, count, shape.batch)]
-        mass = torch.stack([lm_mass(b.shifted, self.lm.config, self.weights) for b in batches])
+        mass = torch.stack([self.mass(b) for b in batches])
         streams = slice(0, 1 + self.lm.config.dep_q)
         tokens = sum(int(b.shifted.mask[:, streams].sum()) for b in batches)
         heard = sum(int((b.shifted.inputs[:, 1:] >= 0).any(1).sum()) for b in batches)
         return Drawn(family, batches, mass.sum(0), tokens, heard / FRAME_HZ)
+
+    def mass(self, batch: LmBatch) -> Tensor:
+        """Sums of weights of text, codes and letters. -> float64[3]"""
+        spelled = 0 if batch.letters is None else int((batch.letters >= 0).sum())
+        known = lm_mass(batch.shifted, self.lm.config, self.weights)
+        return torch.cat([known, known.new_tensor([spelled])])
 
     def blinded(self, batch: LmBatch, generator: torch.Generator) -> LmBatch:
         """With inputs hidden and frames left out as the stage says."""
@@ -149,7 +178,8 @@ class LmObjective:
         device = self.lm.like.device
         words = known_lags(self.lm.config)  # a lag drawn at random (pre-training) may not be one
         mass = parallel.summed(drawn.mass.float().to(device))
-        metrics = dict.fromkeys(("loss", "text", "audio"), 0.0)
+        metrics = dict.fromkeys(("loss", "text", "audio", "letters"), 0.0)
+        weight = self.stage.losses.get("letters", 0.0)
         means: list[Tensor] = []
         for i, batch in enumerate(drawn.batches):
             s = batch.shifted
@@ -159,9 +189,12 @@ class LmObjective:
                 torch.autocast(device.type, torch.bfloat16, enabled=self.stage.bf16),
             ):
                 moved = tuple(t.to(device) for t in (s.inputs, s.targets, s.mask))
-                total, text, audio, streams = self.engine(moved, values, mass)
+                letters = batch.letters if weight else None
+                letters = None if letters is None else letters.to(device)
+                total, text, audio, streams, spelled = self.engine(moved, values, mass, letters)
+                total = total + weight * spelled
                 (total * world).backward()  # gradients are averaged over the processes
-            for name, loss in zip(metrics, (total, text, audio), strict=True):
+            for name, loss in zip(metrics, (total, text, audio, spelled), strict=True):
                 metrics[name] += loss.item() * world
             means.append(streams)
         each = torch.stack(means).mean(0).tolist()
@@ -182,6 +215,16 @@ def join_batches(rows: Sequence[LmBatch]) -> LmBatch:
     return replace(
         rows[0],
         shifted=join_shifted([row.shifted for row in rows]),
+        letters=join_letters([row.letters for row in rows]),
         lags=[lag for row in rows for lag in row.lags],
         names=[name for row in rows for name in row.names],
     )
+
+
+def join_letters(rows: Sequence[Tensor | None]) -> Tensor | None:
+    """One batch of letters out of several; none if a row has none."""
+    known = [row for row in rows if row is not None]
+    if len(known) < len(rows):
+        return None
+    longest = max(row.shape[2] for row in known)
+    return torch.cat([F.pad(row, (0, longest - row.shape[2]), value=UNKNOWN) for row in known])

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from moshi_cli.core.discriminators import Discriminator, DiscriminatorConfig
+from moshi_cli.core.errors import MoshiError
 from moshi_cli.core.losses import (
     Balancer,
     SpectralLoss,
@@ -18,8 +19,9 @@ from moshi_cli.core.losses import (
     feature_loss,
 )
 from moshi_cli.core.mimi import Bottleneck, Mimi
-from moshi_cli.core.vq import together
+from moshi_cli.core.vq import Codebook, together
 from moshi_cli.tasks.data import Batch, Windows
+from moshi_cli.tasks.patterns import frozen, learns
 from moshi_cli.tasks.readout import Readout, aim
 from moshi_cli.tasks.recogniser import Recogniser
 from moshi_cli.tasks.stages import CodecStage, Shape
@@ -36,6 +38,23 @@ def pick_shape(shapes: tuple[Shape, ...], generator: torch.Generator) -> Shape:
     return shapes[int(torch.multinomial(shares, 1, generator=generator))]
 
 
+def refuse_left_behind(stage: CodecStage, mimi: Mimi) -> None:
+    """MoshiError if the encoder learns while codebooks, which follow it by averages, are frozen."""
+    ahead = any(
+        learns(f"mimi.{name}", stage)
+        for name, _ in mimi.named_parameters() if name.startswith(("encoder", "downsample"))
+    )  # fmt: skip
+    still = any(
+        frozen(f"mimi.{name}", stage)
+        for name, module in mimi.named_modules() if isinstance(module, Codebook)
+    )  # fmt: skip
+    if ahead and still:
+        raise MoshiError(
+            f"stage {stage.name}: the encoder would leave its frozen codebooks behind",
+            hint='"mimi.quantizer.*_proj*" freezes the projections alone',
+        )
+
+
 class CodecObjective:
     """Mimi against its reconstruction, its critics and the semantic teacher (paper §3.3)."""
 
@@ -50,6 +69,7 @@ class CodecObjective:
         self.stage, self.mimi, self.windows = stage, mimi, windows
         self.device = next(mimi.parameters()).device
         self.modules: dict[str, nn.Module] = {"mimi": mimi}
+        refuse_left_behind(stage, mimi)
         if stage.critics_from < 1:
             self.modules["critics"] = Discriminator(critics)
         if windows.width is not None and stage.losses.get("distillation"):

@@ -25,8 +25,11 @@ from moshi_cli.core.text import PAD, Text, align
 from moshi_cli.tasks.asr import ASR
 from moshi_cli.tasks.cache import FRAME_HZ, HISS, SILENCE, Cache, Take, draw
 from moshi_cli.tasks.chat import CHAT
+from moshi_cli.tasks.spelling import heard_late, spell
 from moshi_cli.tasks.stages import Casting, weight_of
 from moshi_cli.tasks.tts import TTS
+
+Words = list[tuple[str, float, float]]  # with start and end in seconds
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class LmBatch:
     shifted: Shifted  # the mask holds what is to be predicted
     lags: Sequence[str | None]  # per row, the value of the condition `lag`; None: it is not told
     names: list[str]  # per row, the task
+    letters: Tensor | None = None  # long[B, 2, S], see spelling.py
 
 
 class Samples:
@@ -111,8 +115,10 @@ class Samples:
         """Text row long[T]: every word with a boundary of its own."""
         return align(words, frames, self.text, crowding="space")
 
-    def monologue(self, takes: list[Take], frames: int, generator: torch.Generator) -> Tensor:
-        """Takes one after the other, cut to T frames. -> grid [K, T], partner absent"""
+    def monologue(
+        self, takes: list[Take], frames: int, generator: torch.Generator
+    ) -> tuple[Tensor, Words]:
+        """Takes one after the other, cut to T frames. -> grid [K, T], partner absent; its words"""
         codes, words, at = [], [], 0
         while at < frames:
             take = self.pick(takes, generator)
@@ -122,16 +128,17 @@ class Samples:
         grid = torch.full((self.lm.streams, frames), ZERO)
         grid[0] = self.row(words, frames)
         grid[1 : 1 + self.lm.voice_q] = torch.cat(codes, 1)[: self.lm.voice_q, :frames]
-        return grid
+        return grid, words
 
-    def dialogue(self, frames: int, generator: torch.Generator) -> Tensor:
-        """Questions and answers in turns, cut to T frames. -> grid [K, T]
+    def dialogue(self, frames: int, generator: torch.Generator) -> tuple[Tensor, Words]:
+        """Questions and answers in turns, cut to T frames. -> grid [K, T], the partner's words
 
         The partner may speak into an answer, which then breaks off: its voice and its words.
         """
         c, Q = self.casting, self.lm.voice_q
         own, partner = self.quiet(frames), self.line(frames, generator)
-        words: list[tuple[str, float, float]] = []
+        words: Words = []
+        asked: Words = []
         at, spoken = 0, 0  # frames of the partner, of the model, that are settled
         over_s = 0.0  # end of the partner's last word
         into_s: float | None = None  # when the next one speaks into what the model says
@@ -157,6 +164,7 @@ class Samples:
             end = min(at + ask.frames, frames)
             partner[:, at:end] = self.cache.read(ask)[:, : end - at]
             over_s = at / FRAME_HZ + ask.words[-1][2]
+            asked += [(w, s + at / FRAME_HZ, e + at / FRAME_HZ) for w, s, e in ask.words]
             at += ask.frames
             if chatter or ask.qa is None:
                 continue
@@ -180,14 +188,17 @@ class Samples:
         grid[0] = self.row(words, frames)
         grid[1 : 1 + Q] = own[:Q]
         grid[1 + Q :] = partner[: self.lm.partner_q]
-        return grid
+        return grid, asked
 
-    def grid(self, task: str, frames: int, generator: torch.Generator) -> Tensor:
-        """One sample of a task. -> long[K, T]"""
+    def grid(
+        self, task: str, frames: int, generator: torch.Generator
+    ) -> tuple[Tensor, Words | None]:
+        """One sample of a task. -> long[K, T], what is heard (None: nobody is)"""
         if task == "chat":
             return self.dialogue(frames, generator)
-        takes = self.own if task == "tts" else self.heard or self.spoken
-        return self.monologue(takes, frames, generator)
+        if task == "tts":
+            return self.monologue(self.own, frames, generator)[0], None
+        return self.monologue(self.heard or self.spoken, frames, generator)
 
     def batch(
         self, shares: Mapping[str, float], frames: int, batch: int, generator: torch.Generator
@@ -197,14 +208,15 @@ class Samples:
         odds = torch.tensor([float(shares[name]) for name in names])
         picked = torch.multinomial(odds, batch, replacement=True, generator=generator)
         drawn = [names[i] for i in picked.tolist()]
-        parts, lags = [], []
+        parts, lags, letters = [], [], []
         for name in drawn:
             task = self.timed(name, generator)
             pattern = DelayPattern.of(task, self.lm)
-            grid = self.grid(name, frames, generator)[None]
-            parts.append(learnable(pattern.shift(grid, frames), pattern))
+            grid, words = self.grid(name, frames, generator)
+            parts.append(learnable(pattern.shift(grid[None], frames), pattern))
+            letters.append(heard_late(spell(words, frames)))
             lags.append(str(task.lag_frames))
-        return LmBatch(join_shifted(parts), lags, drawn)
+        return LmBatch(join_shifted(parts), lags, drawn, torch.cat(letters))
 
     def timed(self, name: str, generator: torch.Generator) -> Task:
         """A task with its own lag, or as often with one of its others."""

@@ -1,24 +1,46 @@
-"""A head start for a language model: its tables begin where the codec's codebooks are.
+"""A head start for a language model: it hears what the codec heard from the first step on.
 
-Codes that sound alike then start alike, which saves a small corpus from having to show every code
+The embeddings of a frame's codes add up to the codec's quantised latent. So codes that sound alike
+start alike, a refinement starts as small as it is, and a small corpus need not show every code
 often enough on its own.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from moshi_cli.core.lm import MoshiLm
 from moshi_cli.core.mimi import Mimi
-from moshi_cli.core.vq import Codebook
+
+EVENED = 0.25  # directions of the latent are scaled by their variance to the power of minus this
 
 
-def centroids(mimi: Mimi) -> list[Tensor]:
-    """The codec's centroids, semantic first, centred and of mean square 1. Each [C, D]"""
-    books = [m for m in mimi.quantizer.modules() if isinstance(m, Codebook)]
-    tables = [b.centroids - b.centroids.mean(0) for b in books]
-    return [t / (t.square().mean().sqrt() + 1e-9) for t in tables]
+@dataclass(frozen=True)
+class Book:
+    """A codebook as it acts on the latent."""
+
+    table: Tensor  # [C, dim], centred
+    usage: Tensor  # [C], sum 1
+    out: Tensor  # [L, dim]: how it gets to the latent
+
+    def covariance(self) -> Tensor:
+        """Of what it adds to the latent, float64[L, L]."""
+        x = (self.table * self.usage[:, None].sqrt()).double() @ self.out.T.double()  # [C, L]
+        return x.T @ x
+
+
+def books_of(mimi: Mimi) -> list[Book]:
+    """All codebooks, semantic first."""
+    found = []
+    for branch in (mimi.quantizer.semantic, mimi.quantizer.acoustic):
+        for book in branch.books:
+            usage = book.cluster_usage / book.cluster_usage.sum()
+            centre = usage @ book.centroids
+            found.append(Book(book.centroids - centre, usage, branch.output_proj.weight[..., 0]))
+    return found
 
 
 def rotation(into: int, out: int, generator: torch.Generator) -> Tensor:
@@ -28,25 +50,48 @@ def rotation(into: int, out: int, generator: torch.Generator) -> Tensor:
     return (q if into >= out else q.T) * max(out / into, 1.0) ** 0.5
 
 
+def evened(books: list[Book], dim: int, generator: torch.Generator) -> Tensor:
+    """A map [L, dim] of the latent: its directions evened out, mean square 1, in random places."""
+    total = torch.stack([book.covariance() for book in books]).sum(0)
+    variance, axes = torch.linalg.eigh(total)
+    scale = variance.clamp_min(1e-4 * variance[-1]).pow(-EVENED)
+    made = (axes * scale) @ rotation(len(total), dim, generator).double()
+    power = (made.T @ total @ made).trace() / dim
+    return (made / (power + 1e-12).sqrt()).float()
+
+
 @torch.no_grad()
 def seed_embeddings(lm: MoshiLm, mimi: Mimi, generator: torch.Generator) -> None:
-    """Set the code tables and the heads of `lm` from the centroids, each at its present scale.
+    """Set the code tables and the heads of `lm` from the codebooks.
 
-    Codebook k of voice and partner share one random rotation; rows of start tokens stay.
+    What a voice's codes add up to has mean square 1, and so has a word: small beside what the
+    first layer adds, an input is heard badly. Voice and partner start alike. The depth
+    transformer's tables and heads keep their scale; rows of start tokens stay.
     """
-    tables, Q = centroids(mimi), lm.config.voice_q
-    assert len(tables) >= Q and len(tables[0]) == lm.config.codebook_size
+    books, Q = books_of(mimi)[: lm.config.voice_q], lm.config.voice_q
+    assert len(books) == Q and len(books[0].table) == lm.config.codebook_size
+    way = evened(books, lm.config.temporal.dim, generator)  # [L, D]
 
     def fill(weight: Tensor, table: Tensor) -> None:
         made = table @ rotation(table.shape[1], weight.shape[1], generator)  # [C, width]
         scale = weight.square().mean().sqrt() / (made.square().mean().sqrt() + 1e-9)
         weight[: len(made)].copy_(made * scale)
 
-    for k in range(Q):
-        fill(lm.emb[k], tables[k])
-        for other in range(k + Q, lm.config.n_q, Q):
-            lm.emb[other, : len(tables[k])].copy_(lm.emb[k, : len(tables[k])])
+    for k, book in enumerate(books):
+        onto = book.out.T @ way  # [dim, D]
+        table = book.table
+        if lm.emb_out is None:
+            table = table @ onto  # [C, D]
+        else:
+            turn = rotation(table.shape[1], lm.emb.shape[2], generator)  # [dim, width]
+            scale = table.square().mean().sqrt() + 1e-9
+            table, onto = table @ turn / scale, torch.linalg.pinv(turn) @ onto * scale
+        for at in range(k, lm.config.n_q, Q):
+            lm.emb[at, : len(table)].copy_(table)
+            if lm.emb_out is not None:
+                lm.emb_out.weight[at].copy_(onto.T)
         if lm.depth is not None:
-            fill(lm.depth.heads.weight[k], tables[k])
+            fill(lm.depth.heads.weight[k], book.table)
             if k < Q - 1:
-                fill(lm.depth.emb[k], tables[k])
+                fill(lm.depth.emb[k], book.table)
+    lm.text_emb.table.div_(lm.text_emb.table.square().mean().sqrt())

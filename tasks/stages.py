@@ -163,7 +163,8 @@ class Lora:
 class LmStage(Stage):
     """The language model on cached codes: per-stream weights, one lag per task (paper §3.4).
 
-    Losses: text, pad (a PAD or EPAD within it), audio, semantic and acoustic (a code within it).
+    Losses: text, pad (a PAD or EPAD within it), audio, semantic and acoustic (a code within it),
+    letters of what is heard.
     """
 
     losses: dict[str, float] = field(
@@ -184,6 +185,7 @@ class LmStage(Stage):
     narrow: float = 0.0  # … that of a voice, for a whole item, only the first codebooks are seen
     narrow_given: float = 0.0  # … the same, for a voice that the task gives
     hide_text: float = 0.0  # … that a text token is not seen
+    spelled_by: int = 3  # lower layers that the loss `letters` teaches (see spelling.py)
     depth_share: float = 1.0  # part of the frames on which the depth transformer learns
     acoustic_delay: int | None = None  # frames; None: as the model has it
     lag_range_s: tuple[float, float] = (0.0, 0.0)  # single streams: drawn for each sample
@@ -196,7 +198,7 @@ LOSSES: dict[type[Stage], tuple[str, ...]] = {  # what the weights are for
         "mel", "stft", "wave", "adversarial", "feature", "listener", "distillation",
         "commitment", "recognition", "pad", "envelope", "pitch",
     ),
-    LmStage: ("text", "pad", "audio", "semantic", "acoustic"),
+    LmStage: ("text", "pad", "audio", "semantic", "acoustic", "letters"),
 }  # fmt: skip
 SPEECH_RATES = {"lm.text_emb*": 0.75, "lm.text_linear*": 0.75}  # … where text is known already
 NO_SPEECH = ("lm.emb*", "lm.depth*", "lm.conditioning*", "lm.extra*")  # what text does not reach

@@ -117,6 +117,17 @@ def test_codec(codec: Path) -> None:
     assert "mel" in rows[-1]
 
 
+def test_codebooks_without_values_are_told(codec: Path, tmp_path: Path) -> None:
+    recipe = yaml.safe_load((codec.parent / "codec.yaml").read_text())
+    recipe["quantize_from"], recipe["steps"] = 0.99, 2
+    recipe["run"]["output"] = str(tmp_path / "run")
+    path = tmp_path / "codec.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    done = moshi(path)
+    assert done.exit_code == 0, done.output
+    assert "the codebooks have no values" in done.stderr
+
+
 def test_dry_run_is_a_recipe_and_what_it_needs(recipe: Path) -> None:
     done = moshi(recipe, "--dry-run", "--set", "accumulate=2")
     assert done.exit_code == 0, done.output

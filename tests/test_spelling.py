@@ -1,0 +1,45 @@
+"""Letters as a second label (tasks/spelling.py)."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+from moshi_cli.tasks.spelling import AFTER, LETTERS, UNKNOWN, Speller, heard_late, spell
+
+
+def row_of(text: str) -> list[int]:
+    """'.': silence, '?': unknown."""
+    special = {".": 0, "?": UNKNOWN}
+    return [special.get(c, ord(c) - 96) for c in text]
+
+
+def test_a_word_shares_its_time_among_its_letters() -> None:
+    letters = spell([("Hi", 0.08, 0.24), ("42", 0.24, 0.32), ("It's", 0.32, 0.44)], 7)
+    assert letters.shape == (2, 7)
+    assert letters.t().flatten().tolist() == row_of("..hhii??its...")
+
+
+def test_words_beyond_the_row_and_words_of_no_length() -> None:
+    letters = spell([("ab", -0.08, 0.08), ("c", 0.16, 0.16), ("dd", 0.24, 9.0)], 4)
+    assert letters.t().flatten().tolist() == row_of("bb..c.dd")
+    assert (spell(None, 3) == UNKNOWN).all()
+
+
+def test_letters_are_told_some_frames_after_they_were_heard() -> None:
+    late = heard_late(spell([("abcd", 0.0, 0.16)], AFTER + 4))
+    assert late.shape == (1, 2, AFTER + 4)
+    assert late[0, :, : 1 + AFTER].eq(UNKNOWN).all()
+    assert late[0, :, 1 + AFTER :].t().flatten().tolist() == row_of("abcd..")
+
+
+def test_the_loss_is_that_of_known_letters() -> None:
+    speller = Speller(8)
+    x, letters = torch.randn(2, 5, 8), torch.full((2, 2, 5), UNKNOWN)
+    letters[0, 1, 3], letters[1, 0, 2] = 4, 0
+    logits = speller(x)
+    assert logits.shape == (2, 5, 2, LETTERS)
+    by_hand = F.cross_entropy(logits[0, 3, 1], torch.tensor(4))
+    by_hand = by_hand + F.cross_entropy(logits[1, 2, 0], torch.tensor(0))
+    torch.testing.assert_close(speller.loss(x, letters), by_hand)
+    assert speller.loss(x, torch.full_like(letters, UNKNOWN)) == 0
