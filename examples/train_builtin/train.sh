@@ -40,7 +40,8 @@ done
 wait
 # The codes are settled: the decoder learns while the language model learns.
 train decoder moshi &
-train lm moshi
+train hear moshi
 wait
+train lm $two
 moshi models convert runs/lm/model --mimi-weight runs/decoder/model/mimi.safetensors -o "$out" \
     --store int8 --codec-store fp16
