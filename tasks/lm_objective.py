@@ -168,6 +168,8 @@ class LmObjective:
             few = torch.randint(1, width + 1, (B,), generator=generator)
             few = torch.where(torch.rand(B, generator=generator) < 0.5, 1, few)
             kept = torch.where(torch.rand(B, generator=generator) < odds, few, width)
+            unheard = made & (torch.rand(B, generator=generator) < self.stage.deaf)
+            kept = torch.where(unheard, 0, kept)
             hide[:, first : first + width, 0] = torch.arange(width) >= kept[:, None]
             first += width
         return hide

@@ -25,7 +25,7 @@ from moshi_cli.core.text import PAD, Text, align
 from moshi_cli.tasks.asr import ASR
 from moshi_cli.tasks.cache import FRAME_HZ, HISS, SILENCE, Cache, Take, draw
 from moshi_cli.tasks.chat import CHAT
-from moshi_cli.tasks.spelling import heard_late, spell
+from moshi_cli.tasks.spelling import labels, spell
 from moshi_cli.tasks.stages import Casting, weight_of
 from moshi_cli.tasks.tts import TTS
 
@@ -39,7 +39,7 @@ class LmBatch:
     shifted: Shifted  # the mask holds what is to be predicted
     lags: Sequence[str | None]  # per row, the value of the condition `lag`; None: it is not told
     names: list[str]  # per row, the task
-    letters: Tensor | None = None  # long[B, 2, S], see spelling.py
+    letters: Tensor | None = None  # long[B, 4, S], see spelling.py
 
 
 class Samples:
@@ -130,8 +130,9 @@ class Samples:
         grid[1 : 1 + self.lm.voice_q] = torch.cat(codes, 1)[: self.lm.voice_q, :frames]
         return grid, words
 
-    def dialogue(self, frames: int, generator: torch.Generator) -> tuple[Tensor, Words]:
-        """Questions and answers in turns, cut to T frames. -> grid [K, T], the partner's words
+    def dialogue(self, frames: int, generator: torch.Generator) -> tuple[Tensor, Words, Words]:
+        """Questions and answers in turns, cut to T frames. -> grid [K, T], words of both, partner's
+        first
 
         The partner may speak into an answer, which then breaks off: its voice and its words.
         """
@@ -188,17 +189,21 @@ class Samples:
         grid[0] = self.row(words, frames)
         grid[1 : 1 + Q] = own[:Q]
         grid[1 + Q :] = partner[: self.lm.partner_q]
-        return grid, asked
+        return grid, asked, words
 
     def grid(
         self, task: str, frames: int, generator: torch.Generator
-    ) -> tuple[Tensor, Words | None]:
-        """One sample of a task. -> long[K, T], what is heard (None: nobody is)"""
+    ) -> tuple[Tensor, Words | None, Words | None]:
+        """One sample of a task. -> long[K, T], what is heard and what is spoken (None: nothing)"""
         if task == "chat":
             return self.dialogue(frames, generator)
-        if task == "tts":
-            return self.monologue(self.own, frames, generator)[0], None
-        return self.monologue(self.heard or self.spoken, frames, generator)
+        if task == "asr":
+            return *self.monologue(self.heard or self.spoken, frames, generator), None
+        takes, others = self.own, self.casting.others
+        if others and self.other and float(torch.rand((), generator=generator)) < others:
+            takes = self.other
+        grid, words = self.monologue(takes, frames, generator)
+        return grid, None, words
 
     def batch(
         self, shares: Mapping[str, float], frames: int, batch: int, generator: torch.Generator
@@ -212,9 +217,10 @@ class Samples:
         for name in drawn:
             task = self.timed(name, generator)
             pattern = DelayPattern.of(task, self.lm)
-            grid, words = self.grid(name, frames, generator)
+            grid, heard, spoken = self.grid(name, frames, generator)
             parts.append(learnable(pattern.shift(grid[None], frames), pattern))
-            letters.append(heard_late(spell(words, frames)))
+            late = max(-task.lag_frames, 0)
+            letters.append(labels(spell(heard, frames), spell(spoken, frames), late))
             lags.append(str(task.lag_frames))
         return LmBatch(join_shifted(parts), lags, drawn, torch.cat(letters))
 

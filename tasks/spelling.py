@@ -3,7 +3,9 @@
 Words teach a listener slowly: one label for each word, of some thousand pieces most of which are
 rare. Letters are 26, and every frame of speech has some. A head on a lower layer names the two
 letters that are spoken in each frame, a few frames after it was heard; the layers above put words
-together. (Losses at lower layers: Sanabria and Metze 2018, arXiv 1807.06234.)
+together. In the same way it names those that the voice of the model is about to speak, which is
+where in the text it has got to. (Losses at lower layers: Sanabria and Metze 2018, arXiv
+1807.06234.)
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from moshi_cli.core.streams import FRAME_HZ
 
 LETTERS = 27  # classes: silence, a … z
 PER_FRAME = 2
+ROWS = 2 * PER_FRAME  # of labels: what was heard, what is about to be spoken
 AFTER = 4  # frames that are heard beyond the one whose letters are asked
 UNKNOWN = -100
 
@@ -40,24 +43,31 @@ def spell(words: Sequence[tuple[str, float, float]] | None, frames: int) -> Tens
     return row.view(frames, PER_FRAME).t().contiguous()
 
 
-def heard_late(letters: Tensor) -> Tensor:
-    """long[2, T] by frame -> long[1, 2, T] by step: step s has read frame s - 1 and tells of the
-    frame that came AFTER frames before it."""
-    return F.pad(letters, (1 + AFTER, 0), value=UNKNOWN)[None, :, : letters.shape[1]]
+def labels(heard: Tensor, spoken: Tensor, delay: int) -> Tensor:
+    """Two times long[2, T] by frame -> long[1, 4, T] by step.
+
+    Step s has read frame s - 1 of what is heard, and tells of the one AFTER frames before it. Of a
+    voice that is `delay` frames late it predicts frame s - delay.
+    """
+    rows = [
+        F.pad(letters, (late, 0), value=UNKNOWN)[:, : letters.shape[1]]
+        for letters, late in ((heard, 1 + AFTER), (spoken, delay))
+    ]
+    return torch.cat(rows)[None]
 
 
 class Speller(nn.Module):
-    """Hidden states of a layer [B, S, D] -> logits [B, S, 2, 27]."""
+    """Hidden states of a layer [B, S, D] -> logits [B, S, 4, 27]."""
 
     def __init__(self, width: int):
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, PER_FRAME * LETTERS)
+        self.head = nn.Linear(width, ROWS * LETTERS)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.norm(x)).unflatten(-1, (PER_FRAME, LETTERS))
+        return self.head(self.norm(x)).unflatten(-1, (ROWS, LETTERS))
 
     def loss(self, x: Tensor, letters: Tensor) -> Tensor:
-        """letters long[B, 2, S] -> sum of the cross-entropies."""
+        """letters long[B, 4, S] -> sum of the cross-entropies."""
         logits, wanted = self(x).flatten(0, 2).float(), letters.transpose(1, 2).flatten()
         return F.cross_entropy(logits, wanted, ignore_index=UNKNOWN, reduction="sum")

@@ -56,6 +56,7 @@ class Casting:
     gap_s: tuple[float, float] = (0.25, 0.7)  # from the end of the question to the answer
     rest_s: tuple[float, float] = (0.3, 2.5)  # from the end of the answer to the next question
     chatter: float = 0.1  # probability that the partner says something that is no question
+    others: float = 0.0  # probability that tts is somebody else's voice: there is more of it
     hiss: float = 0.5  # probability that a silent partner's line is not quite silent
     wait: float = 0.15  # probability of a long silence before a question …
     wait_s: tuple[float, float] = (2.0, 8.0)  # … and how long
@@ -164,7 +165,7 @@ class LmStage(Stage):
     """The language model on cached codes: per-stream weights, one lag per task (paper §3.4).
 
     Losses: text, pad (a PAD or EPAD within it), audio, semantic and acoustic (a code within it),
-    letters of what is heard.
+    letters of what is heard and spoken.
     """
 
     losses: dict[str, float] = field(
@@ -184,6 +185,7 @@ class LmStage(Stage):
     hide: float = 0.0  # probability that a code is not seen as input
     narrow: float = 0.0  # … that of a voice, for a whole item, only the first codebooks are seen
     narrow_given: float = 0.0  # … the same, for a voice that the task gives
+    deaf: float = 0.0  # … that the voice it makes is not seen at all for an item: text must do
     hide_text: float = 0.0  # … that a text token is not seen
     spelled_by: int = 3  # lower layers that the loss `letters` teaches (see spelling.py)
     depth_share: float = 1.0  # part of the frames on which the depth transformer learns

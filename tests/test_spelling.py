@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from moshi_cli.tasks.spelling import AFTER, LETTERS, UNKNOWN, Speller, heard_late, spell
+from moshi_cli.tasks.spelling import AFTER, LETTERS, UNKNOWN, Speller, labels, spell
 
 
 def row_of(text: str) -> list[int]:
@@ -27,18 +27,21 @@ def test_words_beyond_the_row_and_words_of_no_length() -> None:
 
 
 def test_letters_are_told_some_frames_after_they_were_heard() -> None:
-    late = heard_late(spell([("abcd", 0.0, 0.16)], AFTER + 4))
-    assert late.shape == (1, 2, AFTER + 4)
-    assert late[0, :, : 1 + AFTER].eq(UNKNOWN).all()
-    assert late[0, :, 1 + AFTER :].t().flatten().tolist() == row_of("abcd..")
+    T = AFTER + 4
+    rows = labels(spell([("abcd", 0.0, 0.16)], T), spell([("efgh", 0.0, 0.16)], T), 3)
+    assert rows.shape == (1, 4, T)
+    heard, spoken = rows[0].split(2)
+    assert heard[:, : 1 + AFTER].eq(UNKNOWN).all()
+    assert heard[:, 1 + AFTER :].t().flatten().tolist() == row_of("abcd..")
+    assert spoken.t().flatten().tolist() == row_of("??????efgh" + "." * 2 * (T - 5))
 
 
 def test_the_loss_is_that_of_known_letters() -> None:
     speller = Speller(8)
-    x, letters = torch.randn(2, 5, 8), torch.full((2, 2, 5), UNKNOWN)
+    x, letters = torch.randn(2, 5, 8), torch.full((2, 4, 5), UNKNOWN)
     letters[0, 1, 3], letters[1, 0, 2] = 4, 0
     logits = speller(x)
-    assert logits.shape == (2, 5, 2, LETTERS)
+    assert logits.shape == (2, 5, 4, LETTERS)
     by_hand = F.cross_entropy(logits[0, 3, 1], torch.tensor(4))
     by_hand = by_hand + F.cross_entropy(logits[1, 2, 0], torch.tensor(0))
     torch.testing.assert_close(speller.loss(x, letters), by_hand)

@@ -161,6 +161,37 @@ def test_codec_learns(pack: Path, tmp_path: Path) -> None:
     assert rows[-1]["mel"] < 0.8 * rows[0]["mel"]
 
 
+def test_a_deaf_voice_has_text_alone(cache: Path, tiny_text: Text) -> None:
+    stage = lm_stage(cache, hide=0.0, deaf=1.0)
+    drawn = lm_objective(stage, cache, tiny_text).draw(0)
+    seen = set()
+    for batch in drawn.batches:
+        for row, task in zip(batch.shifted.inputs, batch.names, strict=True):
+            own, partner = ((row[rows] >= 0).any() for rows in (slice(1, 5), slice(5, 9)))
+            assert (bool(own), bool(partner)) == (task == "asr", task == "chat")
+            assert (row[0] > PAD).any()
+            seen.add(task)
+    assert len(seen) > 1
+    odds = replace(stage, narrow=1.0, narrow_given=0.0, deaf=0.0)
+    narrowed = lm_objective(odds, cache, tiny_text).draw(0).batches[0]
+    for row, task in zip(narrowed.shifted.inputs, narrowed.names, strict=True):
+        assert (row[1:5] >= 0).any(1).all() == (task == "asr") or (row[4] < 0).any()
+        assert (row[1] >= 0).any()
+
+
+def test_other_voices_speak_too(cache: Path, tiny_text: Text) -> None:
+    g = torch.Generator().manual_seed(0)
+    for others in (0.0, 1.0):
+        samples = Samples(Cache(cache, 4), tiny_text, TINY_LM, LAGS, Casting(others=others))
+        takes = samples.other if others else samples.own
+        known = {w for take in takes for w, _, _ in take.words}
+        grid, heard, spoken = samples.grid("tts", 40, g)
+        assert heard is None
+        assert spoken
+        assert {w for w, _, _ in spoken} <= known
+        assert set(tiny_text.decode(grid[0]).split()) <= known
+
+
 def test_letters_need_a_layer_that_is_there(cache: Path, tiny_text: Text) -> None:
     stage = lm_stage(cache, losses={"letters": 1.0}, spelled_by=3)
     with pytest.raises(MoshiError, match="spelled_by is 3, the model has 2 layers"):

@@ -43,5 +43,5 @@ train decoder moshi &
 train hear moshi
 wait
 train lm $two
-moshi models convert runs/lm/model --mimi-weight runs/decoder/model/mimi.safetensors -o "$out" \
+moshi models convert runs/lm/model --mimi-weight runs/decoder/model/model.safetensors -o "$out" \
     --store int8 --codec-store fp16
