@@ -15,8 +15,6 @@ from torch import Tensor
 from moshi_cli.core.lm import MoshiLm
 from moshi_cli.core.mimi import Mimi
 
-EVENED = 0.25  # directions of the latent are scaled by their variance to the power of minus this
-
 
 @dataclass(frozen=True)
 class Book:
@@ -25,11 +23,6 @@ class Book:
     table: Tensor  # [C, dim], centred
     usage: Tensor  # [C], sum 1
     out: Tensor  # [L, dim]: how it gets to the latent
-
-    def covariance(self) -> Tensor:
-        """Of what it adds to the latent, float64[L, L]."""
-        x = (self.table * self.usage[:, None].sqrt()).double() @ self.out.T.double()  # [C, L]
-        return x.T @ x
 
 
 def books_of(mimi: Mimi) -> list[Book]:
@@ -50,16 +43,6 @@ def rotation(into: int, out: int, generator: torch.Generator) -> Tensor:
     return (q if into >= out else q.T) * max(out / into, 1.0) ** 0.5
 
 
-def evened(books: list[Book], dim: int, generator: torch.Generator) -> Tensor:
-    """A map [L, dim] of the latent: its directions evened out, mean square 1, in random places."""
-    total = torch.stack([book.covariance() for book in books]).sum(0)
-    variance, axes = torch.linalg.eigh(total)
-    scale = variance.clamp_min(1e-4 * variance[-1]).pow(-EVENED)
-    made = (axes * scale) @ rotation(len(total), dim, generator).double()
-    power = (made.T @ total @ made).trace() / dim
-    return (made / (power + 1e-12).sqrt()).float()
-
-
 @torch.no_grad()
 def seed_embeddings(lm: MoshiLm, mimi: Mimi, generator: torch.Generator) -> None:
     """Set the code tables and the heads of `lm` from the codebooks.
@@ -70,7 +53,9 @@ def seed_embeddings(lm: MoshiLm, mimi: Mimi, generator: torch.Generator) -> None
     """
     books, Q = books_of(mimi)[: lm.config.voice_q], lm.config.voice_q
     assert len(books) == Q and len(books[0].table) == lm.config.codebook_size
-    way = evened(books, lm.config.temporal.dim, generator)  # [L, D]
+    way = rotation(len(books[0].out), lm.config.temporal.dim, generator)  # [L, D]
+    power = sum(book.usage @ (book.table @ book.out.T @ way).square().mean(1) for book in books)
+    way = way / (power + 1e-12) ** 0.5
 
     def fill(weight: Tensor, table: Tensor) -> None:
         made = table @ rotation(table.shape[1], weight.shape[1], generator)  # [C, width]
