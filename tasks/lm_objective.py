@@ -28,7 +28,7 @@ from moshi_cli.tasks import parallel
 from moshi_cli.tasks.mixture import Mixture, Takes
 from moshi_cli.tasks.randomness import generator_of, pick
 from moshi_cli.tasks.samples import LmBatch, Samples
-from moshi_cli.tasks.spelling import UNKNOWN, Speller
+from moshi_cli.tasks.spelling import ROWS, UNKNOWN, Speller
 from moshi_cli.tasks.stages import LmStage, Source
 from moshi_cli.tasks.workers import Ahead
 
@@ -45,7 +45,8 @@ class Drawn:
 
 
 class LmStep(nn.Module):
-    """A batch -> total, text and audio loss, and the plain means per stream [1 + Q]."""
+    """A batch -> total, text and audio loss, the plain means per stream [1 + Q], and the loss of
+    its letters, which is not in the total."""
 
     def __init__(
         self, lm: MoshiLm, weights: LmWeights, speller: Speller | None = None, layers: int = 0
@@ -180,8 +181,9 @@ class LmObjective:
         device = self.lm.like.device
         words = known_lags(self.lm.config)  # a lag drawn at random (pre-training) may not be one
         mass = parallel.summed(drawn.mass.float().to(device))
-        metrics = dict.fromkeys(("loss", "text", "audio", "letters"), 0.0)
-        weight = self.stage.losses.get("letters", 0.0)
+        metrics = dict.fromkeys(("loss", "text", "audio"), 0.0)
+        if weight := self.stage.losses.get("letters", 0.0):
+            metrics["letters"] = 0.0
         means: list[Tensor] = []
         for i, batch in enumerate(drawn.batches):
             s = batch.shifted
@@ -191,12 +193,11 @@ class LmObjective:
                 torch.autocast(device.type, torch.bfloat16, enabled=self.stage.bf16),
             ):
                 moved = tuple(t.to(device) for t in (s.inputs, s.targets, s.mask))
-                letters = batch.letters if weight else None
-                letters = None if letters is None else letters.to(device)
+                letters = batch.letters.to(device) if weight and batch.letters is not None else None
                 total, text, audio, streams, spelled = self.engine(moved, values, mass, letters)
                 total = total + weight * spelled
                 (total * world).backward()  # gradients are averaged over the processes
-            for name, loss in zip(metrics, (total, text, audio, spelled), strict=True):
+            for name, loss in zip(metrics, (total, text, audio, spelled), strict=False):
                 metrics[name] += loss.item() * world
             means.append(streams)
         each = torch.stack(means).mean(0).tolist()
@@ -217,16 +218,17 @@ def join_batches(rows: Sequence[LmBatch]) -> LmBatch:
     return replace(
         rows[0],
         shifted=join_shifted([row.shifted for row in rows]),
-        letters=join_letters([row.letters for row in rows]),
+        letters=join_letters(rows),
         lags=[lag for row in rows for lag in row.lags],
         names=[name for row in rows for name in row.names],
     )
 
 
-def join_letters(rows: Sequence[Tensor | None]) -> Tensor | None:
-    """One batch of letters out of several; none if a row has none."""
-    known = [row for row in rows if row is not None]
-    if len(known) < len(rows):
+def join_letters(rows: Sequence[LmBatch]) -> Tensor | None:
+    """The letters of all rows, unknown where a row has none; None if all have none."""
+    if all(row.letters is None for row in rows):
         return None
-    longest = max(row.shape[2] for row in known)
-    return torch.cat([F.pad(row, (0, longest - row.shape[2]), value=UNKNOWN) for row in known])
+    longest = max(row.shifted.mask.shape[2] for row in rows)
+    none = [torch.full((len(row.names), ROWS, 0), UNKNOWN) for row in rows]
+    each = [n if row.letters is None else row.letters for row, n in zip(rows, none, strict=True)]
+    return torch.cat([F.pad(x, (0, longest - x.shape[2]), value=UNKNOWN) for x in each])

@@ -5,7 +5,10 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from moshi_cli.tasks.spelling import AFTER, LETTERS, UNKNOWN, Speller, labels, spell
+from moshi_cli.core.streams import Shifted
+from moshi_cli.tasks.lm_objective import join_batches
+from moshi_cli.tasks.samples import LmBatch
+from moshi_cli.tasks.spelling import AFTER, LETTERS, ROWS, UNKNOWN, Speller, labels, spell
 
 
 def row_of(text: str) -> list[int]:
@@ -34,6 +37,19 @@ def test_letters_are_told_some_frames_after_they_were_heard() -> None:
     assert heard[:, : 1 + AFTER].eq(UNKNOWN).all()
     assert heard[:, 1 + AFTER :].t().flatten().tolist() == row_of("abcd..")
     assert spoken.t().flatten().tolist() == row_of("??????efgh" + "." * 2 * (T - 5))
+
+
+def test_rows_without_letters_join_those_with_some() -> None:
+    def row(steps: int, letters: bool) -> LmBatch:
+        grid = torch.zeros(1, 3, steps, dtype=torch.long)
+        known = torch.ones(1, ROWS, steps, dtype=torch.long) if letters else None
+        return LmBatch(Shifted(grid, grid, grid > 0), ["0"], ["asr"], known)
+
+    joined = join_batches([row(2, True), row(4, False), row(3, True)]).letters
+    assert joined is not None
+    assert joined.shape == (3, ROWS, 4)
+    assert joined[:, 0].tolist() == [[1, 1, *[UNKNOWN] * 2], [UNKNOWN] * 4, [1, 1, 1, UNKNOWN]]
+    assert join_batches([row(2, False)] * 2).letters is None
 
 
 def test_the_loss_is_that_of_known_letters() -> None:
