@@ -185,7 +185,7 @@ def test_changes_are_named_entry_by_entry() -> None:
 def test_the_built_in_recipe_from_sound_to_speech(
     folder: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its four files, one after the other, with a smaller model and fewer steps."""
+    """Its files, one after the other, with a smaller model and fewer steps."""
     recipes = root / "examples" / "train_builtin"
     monkeypatch.chdir(tmp_path)
     shutil.copytree(folder / "pack", "pack")
@@ -222,7 +222,15 @@ def test_the_built_in_recipe_from_sound_to_speech(
     (tmp_path / "codes.yaml").write_text(yaml.safe_dump(small_plan))
     done = CliRunner().invoke(cli.app, ["data", "encode", *map(str, encode)])
     assert done.exit_code == 0, done.output
-    spoken = run("lm", shape, f"model.lm={json.dumps(LM)}")
+    run("hear", shape, f"model.lm={json.dumps(LM)}", "spelled_by=1")
+    assert curves.read_metrics(tmp_path / "runs" / "hear")[-1]["letters"] > 0
+    spoken = run("lm", "spelled_by=1")
+    convert = ["models", "convert", spoken, "--mimi-weight", second / "model.safetensors"]
+    convert += ["-o", "out", "--store", "int8", "--codec-store", "fp16"]  # as in train.sh
+    done = CliRunner().invoke(cli.app, [*map(str, convert)])
+    assert done.exit_code == 0, done.output
+    assert "runs/decoder/model/model.safetensors" in (recipes / "train.sh").read_text()
+    spoken = tmp_path / "out"
     assert set(weights.load(spoken, device="cpu").config.lags) == {"asr", "tts", "chat"}
 
 
