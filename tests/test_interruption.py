@@ -152,9 +152,11 @@ def test_both_conversations_are_the_same_until_somebody_breaks_in(
 ) -> None:
     replies: dict[int, list[Tensor]] = {}
     breaches: dict[int, Breach] = {}
+    alive: list[Interrupted] = []  # or the next one may have the same id
     take = Interrupted.take
 
     def spy(self: Interrupted, output: Output) -> Iterable[Event]:
+        alive.append(self)
         for event in take(self, output):
             if isinstance(event, Speech):
                 replies.setdefault(id(self), []).append(event.pcm)
