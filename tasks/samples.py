@@ -25,7 +25,7 @@ from moshi_cli.core.text import PAD, Text, align
 from moshi_cli.tasks.asr import ASR
 from moshi_cli.tasks.cache import FRAME_HZ, HISS, SILENCE, Cache, Take, draw
 from moshi_cli.tasks.chat import CHAT
-from moshi_cli.tasks.spelling import labels, spell
+from moshi_cli.tasks.spelling import cut, labels, spell
 from moshi_cli.tasks.stages import Casting, weight_of
 from moshi_cli.tasks.tts import TTS
 
@@ -75,6 +75,7 @@ class Samples:
             self.spoken = [t for t in self.spoken if not t.kind.startswith(c.heard)]
         self.own = [t for t in self.spoken if t.kind.startswith(c.own)]
         self.other = [t for t in self.spoken if not t.kind.startswith((*c.own, c.asks))]
+        self.strangers = self.other + self.heard  # whose words are spoken, too
         self.questions = [t for t in self.spoken if t.kind.startswith(c.asks) and t.qa is not None]
         self.answers: dict[int, list[Take]] = defaultdict(list)
         for t in self.spoken:
@@ -138,7 +139,8 @@ class Samples:
         """
         c, Q = self.casting, self.lm.voice_q
         own, partner = self.quiet(frames), self.line(frames, generator)
-        words: Words = []
+        words: Words = []  # of the text row
+        said: Words = []  # of the sound: the same, unless broken off
         asked: Words = []
         at, spoken = 0, 0  # frames of the partner, of the model, that are settled
         over_s = 0.0  # end of the partner's last word
@@ -158,6 +160,7 @@ class Samples:
                 if stop < spoken:
                     own[:, stop:] = self.quiet(frames)[:, stop:]
                     words = [word for word in words if word[1] < stop / FRAME_HZ]
+                    said = cut(said, stop / FRAME_HZ)
                     spoken = stop
                 into_s = None
                 if at >= frames:
@@ -178,7 +181,9 @@ class Samples:
             if end > first:
                 own[:, first:end] = self.cache.read(answer)[:, skip : skip + end - first]
             shift_s = (first - skip) / FRAME_HZ
-            words += [(w, s + shift_s, e + shift_s) for w, s, e in answer.words]
+            spelled = [(w, s + shift_s, e + shift_s) for w, s, e in answer.words]
+            words += spelled
+            said += spelled
             spoken = first + answer.frames - skip
             begin_s, done_s = (x + shift_s for x in (answer.words[0][1], answer.words[-1][2]))
             if c.interrupt and float(torch.rand((), generator=generator)) < c.interrupt:
@@ -189,7 +194,7 @@ class Samples:
         grid[0] = self.row(words, frames)
         grid[1 : 1 + Q] = own[:Q]
         grid[1 + Q :] = partner[: self.lm.partner_q]
-        return grid, asked, words
+        return grid, asked, said
 
     def grid(
         self, task: str, frames: int, generator: torch.Generator
@@ -200,8 +205,8 @@ class Samples:
         if task == "asr":
             return *self.monologue(self.heard or self.spoken, frames, generator), None
         takes, others = self.own, self.casting.others
-        if others and self.other and float(torch.rand((), generator=generator)) < others:
-            takes = self.other
+        if others and self.strangers and float(torch.rand((), generator=generator)) < others:
+            takes = self.strangers
         grid, words = self.monologue(takes, frames, generator)
         return grid, None, words
 

@@ -43,6 +43,18 @@ def spell(words: Sequence[tuple[str, float, float]] | None, frames: int) -> Tens
     return row.view(frames, PER_FRAME).t().contiguous()
 
 
+def cut(words: Sequence[tuple[str, float, float]], until_s: float) -> list[tuple[str, float, float]]:
+    """What has been said of words at a time in seconds: the letters of the last one until then."""
+    kept = []
+    for word, start_s, end_s in words:
+        if end_s > until_s:
+            share = max(until_s - start_s, 0.0) / max(end_s - start_s, 1e-9)
+            word, end_s = word[: round(share * len(word))], until_s
+        if word:
+            kept.append((word, start_s, end_s))
+    return kept
+
+
 def labels(heard: Tensor, spoken: Tensor, delay: int) -> Tensor:
     """Two times long[2, T] by frame -> long[1, 4, T] by step.
 

@@ -56,7 +56,7 @@ class Casting:
     gap_s: tuple[float, float] = (0.25, 0.7)  # from the end of the question to the answer
     rest_s: tuple[float, float] = (0.3, 2.5)  # from the end of the answer to the next question
     chatter: float = 0.1  # probability that the partner says something that is no question
-    others: float = 0.0  # probability that tts is somebody else's voice: there is more of it
+    others: float = 0.0  # probability that tts is another voice, `heard` ones too: there is more
     hiss: float = 0.5  # probability that a silent partner's line is not quite silent
     wait: float = 0.15  # probability of a long silence before a question …
     wait_s: tuple[float, float] = (2.0, 8.0)  # … and how long

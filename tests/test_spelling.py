@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from moshi_cli.core.streams import Shifted
 from moshi_cli.tasks.lm_objective import join_batches
 from moshi_cli.tasks.samples import LmBatch
-from moshi_cli.tasks.spelling import AFTER, LETTERS, ROWS, UNKNOWN, Speller, labels, spell
+from moshi_cli.tasks.spelling import AFTER, LETTERS, ROWS, UNKNOWN, Speller, cut, labels, spell
 
 
 def row_of(text: str) -> list[int]:
@@ -27,6 +27,14 @@ def test_words_beyond_the_row_and_words_of_no_length() -> None:
     letters = spell([("ab", -0.08, 0.08), ("c", 0.16, 0.16), ("dd", 0.24, 9.0)], 4)
     assert letters.t().flatten().tolist() == row_of("bb..c.dd")
     assert (spell(None, 3) == UNKNOWN).all()
+
+
+def test_a_word_that_breaks_off_has_the_letters_that_were_said() -> None:
+    words = [("one", 0.0, 0.3), ("four", 0.4, 0.8), ("six", 0.9, 1.2)]
+    assert cut(words, 1.2) == words
+    assert cut(words, 0.6) == [("one", 0.0, 0.3), ("fo", 0.4, 0.6)]
+    assert cut(words, 0.42) == [("one", 0.0, 0.3)] and cut(words, -1.0) == []
+    assert cut([("a", 0.5, 0.5)], 0.4) == [] and cut([("a", 0.5, 0.5)], 0.5) == [("a", 0.5, 0.5)]
 
 
 def test_letters_are_told_some_frames_after_they_were_heard() -> None:
