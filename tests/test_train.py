@@ -181,14 +181,17 @@ def test_a_deaf_voice_has_text_alone(cache: Path, tiny_text: Text) -> None:
 
 def test_other_voices_speak_too(cache: Path, tiny_text: Text) -> None:
     g = torch.Generator().manual_seed(0)
-    for others in (0.0, 1.0):
-        samples = Samples(Cache(cache, 4), tiny_text, TINY_LM, LAGS, Casting(others=others))
-        takes = samples.other if others else samples.own
+    for others, heard in ((0.0, ()), (1.0, ()), (1.0, ("world",))):
+        casting = Casting(others=others, heard=heard)
+        samples = Samples(Cache(cache, 4), tiny_text, TINY_LM, LAGS, casting)
+        takes = samples.heard + samples.other if others else samples.own
         known = {w for take in takes for w, _, _ in take.words}
-        grid, heard, spoken = samples.grid("tts", 40, g)
-        assert heard is None
+        grid, given, spoken = samples.grid("tts", 400, g)
+        assert given is None
         assert spoken
         assert {w for w, _, _ in spoken} <= known
+        assert ("three" in known) == bool(others)  # of the clip that is heard
+        assert not others or "three" in [w for w, _, _ in spoken]
         assert set(tiny_text.decode(grid[0]).split()) <= known
 
 
