@@ -24,8 +24,10 @@ ROWS = 2 * PER_FRAME  # of labels: what was heard, what is about to be spoken
 AFTER = 4  # frames that are heard beyond the one whose letters are asked
 UNKNOWN = -100
 
+Word = tuple[str, float, float]  # with start and end in seconds
 
-def spell(words: Sequence[tuple[str, float, float]] | None, frames: int) -> Tensor:
+
+def spell(words: Sequence[Word] | None, frames: int) -> Tensor:
     """Words with start and end in seconds -> long[2, T], the letters spoken in each half frame.
 
     A word's letters share its time evenly. 0: nothing is said; UNKNOWN: something without letters
@@ -43,7 +45,7 @@ def spell(words: Sequence[tuple[str, float, float]] | None, frames: int) -> Tens
     return row.view(frames, PER_FRAME).t().contiguous()
 
 
-def cut(words: Sequence[tuple[str, float, float]], until_s: float) -> list[tuple[str, float, float]]:
+def cut(words: Sequence[Word], until_s: float) -> list[Word]:
     """What has been said of words at a time in seconds: the letters of the last one until then."""
     kept = []
     for word, start_s, end_s in words:

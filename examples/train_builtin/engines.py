@@ -266,29 +266,59 @@ class Pico:
 
 
 class Festival:
-    """festival with the HTS voice slt; one process per sentence."""
+    """festival with the HTS voice slt, in a process that is kept."""
 
-    SCRIPT = """(voice_cmu_us_slt_arctic_hts)
-(set! utt (utt.synth (Utterance Text "{text}")))
-(utt.save.wave utt "{stem}.wav" 'riff)
+    VOICE = "(voice_cmu_us_slt_arctic_hts)"
+    SCRIPT = """(set! utt (utt.synth (Utterance Text "{text}")))
+(utt.save.wave utt "{wave}" 'riff)
 (mapcar (lambda (word) (format t "%s %f %f\\n" (item.name word)
   (item.feat word "word_start") (item.feat word "word_end"))) (utt.relation.items utt 'Word))
 """
+    END = "@end"
+
+    def __init__(self) -> None:
+        self.folder = tempfile.TemporaryDirectory()
+        self.wave = Path(self.folder.name) / "say.wav"
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(["festival", "--pipe"], stdin=pipe, stdout=pipe, text=True)
+        self.ask(self.VOICE)
+
+    def ask(self, script: str) -> list[str]:
+        """What it prints for some Scheme, line by line."""
+        given, got = self.process.stdin, self.process.stdout
+        assert given is not None and got is not None
+        given.write(f'{script}\n(format t "\\n{self.END}\\n")\n(fflush nil)\n')
+        given.flush()
+        lines = []
+        for line in got:
+            if line.strip() == self.END:
+                return lines
+            lines.append(line)
+        raise RuntimeError("festival has ended")
 
     def random(self, text: str, rng: random.Random) -> Spoken | None:
+        return self.say(text, round(rng.uniform(0.88, 1.14), 2))
+
+    def own(self, text: str, rng: random.Random) -> Spoken | None:
+        return self.say(text, 1.0)
+
+    def say(self, text: str, factor: float) -> Spoken | None:
         import soundfile
 
-        factor = round(rng.uniform(0.88, 1.14), 2)
-        with tempfile.TemporaryDirectory() as folder:
-            stem = Path(folder) / "say"
-            script = stem.with_suffix(".scm")
-            script.write_text(self.SCRIPT.format(text=text.replace('"', ""), stem=stem))
-            done = subprocess.run(
-                ["festival", "-b", str(script)], check=True, capture_output=True, text=True
-            )
-            audio, rate = soundfile.read(stem.with_suffix(".wav"), dtype="float32")
-        rows = [line.split() for line in done.stdout.splitlines() if line.count(" ") == 2]
-        pieces = [(name, float(start), float(end)) for name, start, end in rows]
+        self.wave.unlink(missing_ok=True)
+        plain = re.sub(r'["\\\\]', "", text)
+        lines = self.ask(self.SCRIPT.format(text=plain, wave=self.wave))
+        if not self.wave.exists():
+            return None
+        audio, rate = soundfile.read(self.wave, dtype="float32")
+        pieces: list[Word] = []
+        for line in lines:
+            if line.count(" ") == 2:
+                name, start, end = line.split()
+                if float(end) == 0 and pieces:  # 's belongs to the word before
+                    pieces.append((name, pieces[-1][2], pieces[-1][2]))
+                else:
+                    pieces.append((name, float(start), float(end)))
         words = regroup(text, warp_words(pieces, factor))
         return words and (resample(audio, rate, factor), words, {"festival-slt": 1.0},
                           {"warp": factor})  # fmt: skip
