@@ -25,11 +25,11 @@ from moshi_cli.core.text import PAD, Text, align
 from moshi_cli.tasks.asr import ASR
 from moshi_cli.tasks.cache import FRAME_HZ, HISS, SILENCE, Cache, Take, draw
 from moshi_cli.tasks.chat import CHAT
-from moshi_cli.tasks.spelling import cut, labels, spell
+from moshi_cli.tasks.spelling import Word, cut, labels, spell
 from moshi_cli.tasks.stages import Casting, weight_of
 from moshi_cli.tasks.tts import TTS
 
-Words = list[tuple[str, float, float]]  # with start and end in seconds
+Words = list[Word]
 
 
 @dataclass(frozen=True)
