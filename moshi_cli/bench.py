@@ -188,6 +188,7 @@ def train(
     threads: Annotated[int | None, flag("--threads", "CPU threads.", min=1)] = None,
     bf16: Annotated[bool, flag("--bf16", "Autocast.")] = False,
     recompute: Annotated[bool, flag("--recompute", "Activations are not kept.")] = False,
+    compile: Annotated[bool, flag("--compile", "The temporal layers; takes a while.")] = False,
     json: Json = False,
     log: LogOptions,
 ) -> None:
@@ -210,7 +211,9 @@ def train(
         console.line("width  batch  length  parameters   frames/s   ms/step  RSS MB")
     for width, batch, length in sizes:
         size = Size(int(width), layers, int(batch), length)
-        speed = train_speed(size, steps, device=place, bf16=bf16, recompute=recompute)
+        speed = train_speed(
+            size, steps, device=place, bf16=bf16, recompute=recompute, compile=compile
+        )
         if json:
             console.record(speed.record())
             continue

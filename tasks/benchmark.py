@@ -89,6 +89,7 @@ def train_speed(
     device: torch.device | str = "cpu",
     bf16: bool = False,
     recompute: bool = False,
+    compile: bool = False,
     looks: int = 5,
     tick: Callable[[int], None] = lambda step: None,
 ) -> Speed:
@@ -97,6 +98,7 @@ def train_speed(
     stage = LmStage(
         name="bench", mix=(Source("noise"),), shapes=(Shape(size.length_s, size.batch),),
         steps=steps + WARM, bf16=bf16, recompute=recompute,
+        compile=compile,
     )  # fmt: skip
     run = Run(stage, LmObjective(stage, lm, Mixture(stage.mix, [Noise(lm.config)])))
     lm.train()

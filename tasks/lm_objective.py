@@ -7,6 +7,7 @@ processes changes nothing but the order of additions.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -31,6 +32,8 @@ from moshi_cli.tasks.samples import LmBatch, Samples
 from moshi_cli.tasks.spelling import ROWS, UNKNOWN, Speller
 from moshi_cli.tasks.stages import LmStage, Source
 from moshi_cli.tasks.workers import Ahead
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -106,6 +109,8 @@ class LmObjective:
                 if isinstance(module, Layer | DepthLayer):
                     again = partial(checkpoint, module.forward, use_reentrant=False)
                     setattr(module, "forward", again)  # noqa: B010
+        if stage.compile:
+            compile_layers(lm)
 
     def tensors(self) -> dict[str, Tensor]:
         return {}
@@ -206,6 +211,25 @@ class LmObjective:
         if drawn.family:
             metrics = {f"{drawn.family}/{k}": v for k, v in metrics.items()}
         return metrics | {"tokens": float(drawn.tokens), "audio_s": drawn.audio_s}
+
+
+def compile_layers(lm: MoshiLm) -> None:
+    """The temporal layers by torch.compile: a graph for each shape, which all layers share.
+
+    Without a C++ compiler, or whatever else it needs, they stay as they are, and a warning says so.
+    """
+    try:
+        torch.compile(torch.neg)(torch.ones(2))
+    except Exception as error:
+        reason = " ".join(str(error).split())[:120]
+        log.warning("compile does not work here, going on without (%s)", reason)
+        return
+    from torch._dynamo import config
+
+    config.optimize_ddp = False  # which cuts graphs of what lies within it
+    config.cache_size_limit = 64
+    for layer in lm.transformer.layers:
+        setattr(layer, "forward", torch.compile(layer.forward, dynamic=False))  # noqa: B010
 
 
 def known_lags(lm: LmConfig) -> tuple[str, ...]:

@@ -189,6 +189,7 @@ class LmStage(Stage):
     hide_text: float = 0.0  # … that a text token is not seen
     spelled_by: int = 3  # lower layers that the loss `letters` teaches (see spelling.py)
     depth_share: float = 1.0  # part of the frames on which the depth transformer learns
+    compile: bool = False  # the temporal layers are compiled, for each of `shapes`
     acoustic_delay: int | None = None  # frames; None: as the model has it
     lag_range_s: tuple[float, float] = (0.0, 0.0)  # single streams: drawn for each sample
     lora: Lora | None = None  # adapters instead of the weights themselves

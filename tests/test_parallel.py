@@ -94,6 +94,32 @@ def test_recomputed_activations_change_nothing(tmp_path: Path) -> None:
     close(trained(STAGE, tmp_path / "kept"), again)
 
 
+def test_compiled_layers_change_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    gradients = []
+    for compile in (False, True):
+        made = objective(replace(STAGE, compile=compile))
+        made.backward(0, 0.0)
+        gradients.append({n: p.grad for n, p in made.lm.named_parameters() if p.grad is not None})
+    if "going on without" in caplog.text:
+        pytest.skip("no compiler here")
+    assert gradients[0].keys() == gradients[1].keys()
+    assert "transformer.layers.0.attn.qkv.weight" in gradients[0]
+    for name, wanted in gradients[0].items():
+        assert (gradients[1][name] - wanted).norm() <= 1e-4 * wanted.norm() + 1e-7, name
+
+
+def test_without_a_compiler_training_goes_on(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*args: object, **more: object) -> None:
+        raise RuntimeError("no working\n C++ compiler")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    run = Run(STAGE, objective(replace(STAGE, compile=True)))
+    assert run.advance()["skipped"] == 0
+    assert "going on without (no working C++ compiler)" in caplog.text
+
+
 def test_families_have_rates_and_states_of_their_own() -> None:
     run = Run(STAGE, objective(STAGE))
     bases = {

@@ -6,6 +6,9 @@ here=$(cd "$(dirname "$0")" && pwd)
 out=$(realpath -m "$1"); shift
 export TEACHERS=${TEACHERS:-$HOME/teachers} CORPUS=${CORPUS:-$HOME/corpus} OMP_NUM_THREADS=1
 voices=$TEACHERS/venv/bin/python
+# glibc keeps and enlarges its memory: without this every step takes it anew, page by page.
+export GLIBC_TUNABLES=glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.top_pad=268435456
+GLIBC_TUNABLES+=:glibc.malloc.trim_threshold=8589934592
 
 [ -x "$voices" ] || "$here/teachers.sh"
 minutes="moshi-world=17.5 moshi-answer=10 world=22.5 question=12.5"
