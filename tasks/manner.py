@@ -35,10 +35,16 @@ class Manner:
 
 
 def speaking_sampling(config: ModelConfig, manner: Manner) -> Sampling:
-    """How tokens are drawn. ModelError where guidance is asked for and was never learnt."""
+    """How tokens are drawn. ModelError where guidance is asked for and was never learnt.
+
+    A model of several tasks learnt from speech when a word begins, and times words as it learnt:
+    with its text temperature for dialogue they would wait, nearly all as long as they may.
+    """
     if not 0.25 <= manner.speed <= 4:
         raise UsageError("the speed must be between 0.25 and 4")
     sampling = replace(config.sampling, pad_bonus=-2 * math.log(manner.speed))
+    if config.kind != "tts":
+        sampling = replace(sampling, text_temp=1.0)
     if manner.temperature is not None:
         sampling = replace(sampling, temp=manner.temperature, text_temp=manner.temperature)
     if _cfg_values(config):

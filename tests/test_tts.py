@@ -241,13 +241,16 @@ def test_the_seed_decides(model: Model) -> None:
 
 
 def test_guidance_is_refused_where_it_was_not_learnt(model: Model) -> None:
-    assert not speaking_sampling(model.config, Manner()).guided
+    drawn = speaking_sampling(model.config, Manner())
+    assert not drawn.guided and drawn.text_temp == 1.0 and drawn.temp == model.config.sampling.temp
+    assert speaking_sampling(model.config, Manner(temperature=0.3)).text_temp == 0.3
     with pytest.raises(ModelError):
         speaking_sampling(model.config, Manner(cfg_coef=2.0))
 
 
 def test_guidance_of_a_published_model(demux: Model) -> None:
     assert speaking_sampling(demux.config, Manner()).guidance == 2.0
+    assert speaking_sampling(demux.config, Manner()).text_temp == demux.config.sampling.text_temp
     assert speaking_sampling(demux.config, Manner(cfg_coef=1.0)).guided is False
 
 
