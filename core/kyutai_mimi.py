@@ -27,6 +27,7 @@ _SEANET_KEYS = {
 }  # fmt: skip
 _QUANTIZER_KEYS = {
     "dimension", "n_q", "bins", "input_dimension", "output_dimension", "n_q_semantic",
+    "beam",
 }  # fmt: skip
 _CODEC_TRANSFORMER_KEYS = {
     "d_model", "num_heads", "num_layers", "causal", "layer_scale", "context", "conv_layout",
@@ -73,6 +74,7 @@ def read_mimi(data: Mapping[str, Any], where: str = "mimi config") -> MimiConfig
             codebooks=need(q, "n_q", where),
             size=need(q, "bins", where),
             semantic=q.get("n_q_semantic", 1),
+            beam=q.get("beam", 1),
         ),
         sample_rate=data.get("sample_rate", 24_000),
         frame_rate=data.get("frame_rate", 12.5),
@@ -104,6 +106,7 @@ def write_mimi(config: MimiConfig) -> dict[str, Any]:
             "bins": q.size,
             "input_dimension": s.dim,
             "output_dimension": s.dim,
+            **({"beam": q.beam} if q.beam > 1 else {}),
         },
         "transformer": {
             "d_model": t.dim,

@@ -19,6 +19,7 @@ from moshi_cli.core.config import QuantizerConfig
 from moshi_cli.core.layers import project, quick
 
 EPS = 1e-5  # floor of a cluster's usage
+SEARCHED = 256  # frames that are searched at a time: 32 MB with 16 paths
 
 
 def together() -> bool:
@@ -135,6 +136,7 @@ class ResidualVq(nn.Module):
         self.input_proj = nn.Conv1d(latent, config.dim, 1, bias=False)
         self.output_proj = nn.Conv1d(config.dim, latent, 1, bias=False)
         self.layers = nn.ModuleList(Codebook(config.size, config.dim) for _ in range(codebooks))
+        self.beam = config.beam
 
     @property
     def books(self) -> list[Codebook]:
@@ -144,6 +146,8 @@ class ResidualVq(nn.Module):
     def encode(self, x: Tensor, count: int) -> Tensor:
         """x [B, D, T] -> codes [B, count, T]."""
         r = self.input_proj(x).transpose(1, 2)  # [B, T, dim]
+        if self.beam > 1:
+            return self.paths(r, count).transpose(1, 2)
         single = len(r) == r.shape[1] == 1 and quick(r, 2)
         if single:
             r = r.repeat(1, 2, 1)  # at once, rather than in every product
@@ -153,6 +157,29 @@ class ResidualVq(nn.Module):
             r = r - layer.decode(codes[-1])
         found = torch.stack(codes, 1)
         return found[..., :1] if single else found
+
+    def paths(self, x: Tensor, count: int) -> Tensor:
+        """x [B, T, dim] -> codes [B, T, count] by `search`, some frames at a time."""
+        rows = [self.search(part, count) for part in x.flatten(0, 1).split(SEARCHED)]
+        return torch.cat(rows).view(*x.shape[:2], count)
+
+    def search(self, x: Tensor, count: int) -> Tensor:
+        """x [N, dim] -> codes [N, count]: of `beam` paths kept at each codebook the nearest one.
+
+        A first entry that is not the nearest may leave what later ones tell better.
+        """
+        left, paths = x[:, None], x.new_empty(len(x), 1, 0, dtype=torch.long)  # [N, m, dim or k]
+        for layer in self.books[:count]:
+            far = left.square().sum(-1, keepdim=True) / 2 + layer.half_norm
+            far = far - left @ layer.centroids.t()  # [N, m, C]
+            each, entries = far.topk(min(self.beam, far.shape[2]), largest=False)  # [N, m, b]
+            at = each.flatten(1).topk(min(self.beam, each[0].numel()), largest=False).indices
+            entry, path = entries.flatten(1).gather(1, at), at // each.shape[2]  # [N, beam]
+            paths = paths.gather(1, path[..., None].expand(-1, -1, paths.shape[2]))
+            paths = torch.cat([paths, entry[..., None]], 2)
+            left = left.gather(1, path[..., None].expand(-1, -1, left.shape[2]))
+            left = left - layer.decode(entry)
+        return paths[:, 0]  # sorted
 
     def decode(self, codes: Tensor) -> Tensor:
         """codes [B, n, T], n ≤ codebooks -> latent [B, D, T]."""
@@ -180,8 +207,10 @@ class ResidualVq(nn.Module):
             straight, codes, loss = z, [], z.new_zeros(())
             if self.fitted:
                 total, r = torch.zeros_like(z), z.detach()
+                searched = self.beam > 1 and not self.training  # as what is decoded was encoded
+                found = self.paths(r, len(self.books)) if searched else None
                 for level, layer in enumerate(self.books):
-                    codes.append(layer.encode(r))
+                    codes.append(layer.encode(r) if found is None else found[..., level])
                     near = layer.decode(codes[-1])
                     if self.training:
                         layer.learn(

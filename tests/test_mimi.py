@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from moshi_cli.core import vq
 from moshi_cli.core.config import MimiConfig, QuantizerConfig, SeanetConfig, TransformerConfig
+from moshi_cli.core.kyutai_mimi import read_mimi, write_mimi
 from moshi_cli.core.mimi import Mimi
+from moshi_cli.core.vq import ResidualVq
 
 FRAME = 1920
 TINY = MimiConfig(
@@ -101,6 +106,51 @@ def test_fewer_codebooks_are_a_prefix(mimi: Mimi) -> None:
         assert mimi.decode(full[:, :count]).shape == wav.shape
     with pytest.raises(ValueError, match="4 codebooks"):
         mimi.set_num_codebooks(5)
+
+
+@torch.no_grad()
+def test_a_search_finds_the_nearest_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Enough paths find the best of all sums of entries, one path the nearest entries."""
+    generator = torch.Generator().manual_seed(0)
+    branch = ResidualVq(8, replace(TINY.quantizer, size=6, beam=36), 3)
+    for book in branch.books:
+        book.initialized.fill_(1.0)
+        book.embedding_sum.normal_(generator=generator)
+        book.refresh()
+    x = torch.randn(50, 8, generator=generator)
+    entries = torch.cartesian_prod(*[torch.arange(6)] * 3)  # [216, 3]
+    sums = sum(book.decode(entries[:, k]) for k, book in enumerate(branch.books))
+    assert isinstance(sums, torch.Tensor)
+    apart = torch.cdist(x, sums)
+    assert torch.equal(branch.search(x, 3), entries[apart.argmin(1)])
+
+    latent = torch.randn(2, 8, 7, generator=generator)
+    whole = branch.encode(latent, 3)
+    monkeypatch.setattr(vq, "SEARCHED", 3)
+    assert torch.equal(branch.encode(latent, 3), whole)
+    branch.eval()  # to decode what was encoded; codebooks that learn take the nearest entries
+    every, all_levels = torch.ones(2, dtype=torch.bool), torch.full((2,), 3)
+    learnt = branch.train_step(latent, every, all_levels, 0.99, 0.1, generator)
+    assert torch.equal(learnt.codes, whole)
+    error = {}
+    for beam in (1, 4):
+        branch.beam = beam
+        z = branch.input_proj(latent) - sum(
+            book.decode(c).transpose(1, 2)
+            for book, c in zip(branch.books, branch.encode(latent, 3).unbind(1), strict=True)
+        )
+        error[beam] = float(z.square().sum())
+    assert error[4] < error[1]
+    branch.beam = 1
+    nearest = branch.encode(latent, 3)
+    projected = branch.input_proj(latent).transpose(1, 2).flatten(0, 1)
+    assert torch.equal(branch.search(projected, 3).view(2, 7, 3).transpose(1, 2), nearest)
+
+
+def test_a_search_is_part_of_the_config() -> None:
+    searching = replace(TINY, quantizer=replace(TINY.quantizer, beam=8))
+    assert read_mimi(write_mimi(searching)).quantizer.beam == 8
+    assert "beam" not in write_mimi(TINY)["quantizer"]
 
 
 @torch.no_grad()
