@@ -330,5 +330,5 @@ MIMI_NANO = MimiConfig(
         dim=192, heads=3, layers=4, ff=768, context=250, norm="layer", gated=False,
         layer_scale=0.01,
     ),
-    quantizer=QuantizerConfig(dim=64, codebooks=8),
+    quantizer=QuantizerConfig(dim=64, codebooks=8, beam=8),
 )  # fmt: skip

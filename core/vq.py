@@ -19,6 +19,9 @@ from moshi_cli.core.config import QuantizerConfig
 from moshi_cli.core.layers import project, quick
 
 EPS = 1e-5  # floor of a cluster's usage
+FITTED = 1 << 14  # vectors that are assigned at a time: 128 MB
+SEEN = 100  # vectors per entry that `refine` looks at
+REFINED = 3  # rounds of `refine` after codebooks were fitted one by one
 SEARCHED = 256  # frames that are searched at a time: 32 MB with 16 paths
 
 
@@ -70,7 +73,7 @@ class Codebook(nn.Module):
         self.cluster_usage.fill_(1.0)
         self.refresh()
         for _ in range(rounds):
-            counts, sums = self.assign(x, self.encode(x))
+            counts, sums = self.assign(x, torch.cat([self.encode(y) for y in x.split(FITTED)]))
             empty = counts == 0
             pick = torch.randint(len(x), (size,), generator=generator).to(x.device)
             self.embedding_sum.copy_(torch.where(empty[:, None], x[pick], sums))
@@ -207,10 +210,8 @@ class ResidualVq(nn.Module):
             straight, codes, loss = z, [], z.new_zeros(())
             if self.fitted:
                 total, r = torch.zeros_like(z), z.detach()
-                searched = self.beam > 1 and not self.training  # as what is decoded was encoded
-                found = self.paths(r, len(self.books)) if searched else None
                 for level, layer in enumerate(self.books):
-                    codes.append(layer.encode(r) if found is None else found[..., level])
+                    codes.append(layer.encode(r))
                     near = layer.decode(codes[-1])
                     if self.training:
                         layer.learn(
@@ -238,9 +239,32 @@ class ResidualVq(nn.Module):
     def fit(self, x: Tensor, rounds: int, generator: torch.Generator) -> None:
         """Fit all levels to latents x [N, D], each to what the ones before it leave."""
         r = self.input_proj(x[..., None])[..., 0]  # [N, dim]
+        z = r
         for layer in self.books:
             layer.fit(r, rounds, generator)
-            r = r - layer.decode(layer.encode(r))
+            r = r - layer.decode(torch.cat([layer.encode(y) for y in r.split(FITTED)]))
+        for _ in range(REFINED if self.beam > 1 else 0):
+            self.refine(z[: SEEN * len(layer.centroids)])
+
+    def refine(self, x: Tensor) -> None:
+        """Move entries to the mean of what the other codebooks leave them of x [N, dim], where
+        `search` says which entries those are."""
+        codes = self.paths(x[None], len(self.books))[0].unbind(1)
+        total = x.new_zeros(())
+        for layer, code in zip(self.books, codes, strict=True):
+            total = total + layer.decode(code)
+        for layer, code in zip(self.books, codes, strict=True):
+            mine = layer.decode(code)
+            counts, sums = layer.assign(x - total + mine, code)
+            if together():
+                dist.broadcast(counts, 0)
+                dist.broadcast(sums, 0)
+            mean = torch.where(
+                counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], layer.centroids
+            )
+            layer.embedding_sum.copy_(mean * layer.cluster_usage[:, None])
+            layer.refresh()
+            total = total - mine + layer.decode(code)
 
 
 class SplitVq(nn.Module):

@@ -38,17 +38,21 @@ def pick_shape(shapes: tuple[Shape, ...], generator: torch.Generator) -> Shape:
     return shapes[int(torch.multinomial(shares, 1, generator=generator))]
 
 
-def refuse_left_behind(stage: CodecStage, mimi: Mimi) -> None:
-    """MoshiError if the encoder learns while codebooks, which follow it by averages, are frozen."""
-    ahead = any(
+def encoder_learns(stage: CodecStage, mimi: Mimi) -> bool:
+    """Whether anything before the quantizer does."""
+    return any(
         learns(f"mimi.{name}", stage)
         for name, _ in mimi.named_parameters() if name.startswith(("encoder", "downsample"))
     )  # fmt: skip
+
+
+def refuse_left_behind(stage: CodecStage, mimi: Mimi) -> None:
+    """MoshiError if the encoder learns while codebooks, which follow it by averages, are frozen."""
     still = any(
         frozen(f"mimi.{name}", stage)
         for name, module in mimi.named_modules() if isinstance(module, Codebook)
     )  # fmt: skip
-    if ahead and still:
+    if still and encoder_learns(stage, mimi):
         raise MoshiError(
             f"stage {stage.name}: the encoder would leave its frozen codebooks behind",
             hint='"mimi.quantizer.*_proj*" freezes the projections alone',
@@ -79,6 +83,11 @@ class CodecObjective:
         if isinstance(windows, Utterances) and windows.text and stage.losses.get("recognition"):
             width, classes = mimi.config.seanet.dim, windows.text.size
             self.modules["recogniser"] = Recogniser(width, classes, delay=stage.hears_after)
+        if self.modules.keys() & {"projection", "recogniser"} and not encoder_learns(stage, mimi):
+            raise MoshiError(
+                f"stage {stage.name}: the encoder is frozen, distillation and recognition teach it",
+                hint="set losses.distillation and losses.recognition to 0",
+            )
         if any(stage.losses.get(name) for name in ("envelope", "pitch")):
             width = mimi.config.seanet.dim
             self.modules["readout"] = Readout(width, mimi.sample_rate, mimi.frame_samples)

@@ -233,7 +233,10 @@ def test_an_encoder_does_not_leave_its_codebooks_behind(pack: Path) -> None:
     with pytest.raises(MoshiError, match="would leave its frozen codebooks behind"):
         codec_objective(stage)
     codec_objective(codec_stage(pack, freeze=("mimi.quantizer.*_proj*",)))
-    codec_objective(codec_stage(pack, freeze=("mimi.quantizer*", "mimi.encoder*", "mimi.down*")))
+    whole = codec_stage(pack, freeze=("mimi.quantizer*", "mimi.encoder*", "mimi.down*"))
+    with pytest.raises(MoshiError, match="the encoder is frozen, distillation and recognition"):
+        codec_objective(whole)
+    codec_objective(replace(whole, losses=whole.losses | {"distillation": 0.0}))
 
 
 class Toy:

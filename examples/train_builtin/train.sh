@@ -39,8 +39,9 @@ fi
 train() { [ -d "runs/$1/model" ] || "${@:2}" train "$here/$1.yaml" --resume; }
 two="torchrun --nproc-per-node 2 -m moshi_cli"
 train codec $two
+train codebooks moshi
 for share in 1 2; do
-    moshi data encode pack --plan "$here/codes.yaml" -o codes -m runs/codec/model --shard $share/2 &
+    moshi data encode pack --plan "$here/codes.yaml" -o codes -m runs/codebooks/model --shard $share/2 &
 done
 wait
 # The codes are settled: the decoder learns while the language model learns.
