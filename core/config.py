@@ -87,7 +87,8 @@ class QuantizerConfig:
     codebooks: int = 32  # Q in the file
     size: int = 2048  # C, entries per codebook
     semantic: int = 1
-    beam: int = 1  # paths that `encode` keeps from codebook to codebook; 1: the nearest entry
+    beam: int = 1  # paths that `encode` keeps from codebook to codebook; 1: the nearest entry. With
+    # more, fewer codebooks are not the first of more
 
 
 @dataclass(frozen=True)
