@@ -35,6 +35,7 @@ from moshi_cli.tasks.objectives import CodecObjective
 from moshi_cli.tasks.randomness import generator_of
 from moshi_cli.tasks.recipes import Recipe, Start
 from moshi_cli.tasks.seeding import seed_embeddings
+from moshi_cli.tasks.spelling import read_spelling
 from moshi_cli.tasks.stages import CodecStage, LmStage, Stage
 from moshi_cli.tasks.train import Objective
 from moshi_cli.tasks.utterances import Utterances
@@ -208,7 +209,10 @@ def open_windows(recipe: Recipe, mimi: Mimi) -> tuple[Windows | Utterances, dict
     if words is None and stage.losses.get("recognition"):
         hint = "model: {text: FILE}; `moshi data tokenizer` makes one"
         raise UsageError(f"stage {stage.name}: the loss `recognition` needs a tokenizer", hint)
-    scenes = Utterances(stage.mix, words, stage.flow, stage.augment, mimi.sample_rate)
+    spelling = read_spelling(stage.lexicon) if stage.losses.get("letters") else None
+    scenes = Utterances(
+        stage.mix, words, stage.flow, stage.augment, mimi.sample_rate, spelling
+    )
     data = {str(pack.folder): 0.0 for pack in scenes.packs}
     for pack, row in scenes.clips:
         data[str(pack.folder)] += row.samples / mimi.sample_rate

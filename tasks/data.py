@@ -191,6 +191,7 @@ class Batch:
     text: Tensor | None = None  # long[B, T]: tokens where their words start; -100: not known
     spans: Tensor | None = None  # long[B, T]: tokens as long as their words last; -100: not known
     clean: Tensor | None = None  # bool[B]: worth reconstructing; None: all are
+    letters: Tensor | None = None  # long[B, 2, T]: symbols of each half frame (see spelling.py)
 
     def to(self, device: torch.device) -> Batch:
         """The same, there."""

@@ -29,7 +29,7 @@ from moshi_cli.tasks import parallel
 from moshi_cli.tasks.mixture import Mixture, Takes
 from moshi_cli.tasks.randomness import generator_of, pick
 from moshi_cli.tasks.samples import LmBatch, Samples
-from moshi_cli.tasks.spelling import ROWS, UNKNOWN, Speller
+from moshi_cli.tasks.spelling import ROWS, UNKNOWN, Speller, read_spelling
 from moshi_cli.tasks.stages import LmStage, Source
 from moshi_cli.tasks.workers import Ahead
 
@@ -100,7 +100,8 @@ class LmObjective:
             if not 1 <= stage.spelled_by <= layers:
                 where = f"stage {stage.name}: spelled_by is {stage.spelled_by}"
                 raise MoshiError(f"{where}, the model has {layers} layers")
-            self.modules["speller"] = speller = Speller(lm.config.temporal.dim)
+            classes = read_spelling(stage.lexicon).classes
+            self.modules["speller"] = speller = Speller(lm.config.temporal.dim, classes)
         self.engine: nn.Module = LmStep(lm, self.weights, speller, stage.spelled_by)
         self.family = ""
         self.drawn = Ahead(self.draw, workers)

@@ -20,6 +20,7 @@ from moshi_cli.tasks.excerpts import TASKS as EXCERPTS
 from moshi_cli.tasks.excerpts import open_excerpts
 from moshi_cli.tasks.randomness import pick
 from moshi_cli.tasks.samples import LmBatch, Samples
+from moshi_cli.tasks.spelling import read_spelling
 from moshi_cli.tasks.stages import LmStage, Source
 from moshi_cli.tasks.texts import open_texts
 
@@ -57,7 +58,7 @@ def open_takes(source: Source, stage: LmStage, model: Model) -> LmSource:
     assert model.lm is not None and model.text is not None
     cache = Cache(source.folder, model.mimi.num_codebooks)
     lags = stage.lag_s, stage.casting, stage.other_lags_s
-    samples = Samples(cache, model.text, model.lm.config, *lags)
+    samples = Samples(cache, model.text, model.lm.config, *lags, read_spelling(stage.lexicon))
     return Takes(samples, stage.tasks)
 
 

@@ -24,6 +24,7 @@ from moshi_cli.tasks.data import Batch, Windows
 from moshi_cli.tasks.patterns import frozen, learns
 from moshi_cli.tasks.readout import Readout, aim
 from moshi_cli.tasks.recogniser import Recogniser
+from moshi_cli.tasks.spelling import LatentSpeller
 from moshi_cli.tasks.stages import CodecStage, Shape
 from moshi_cli.tasks.train import step_generator
 from moshi_cli.tasks.utterances import Utterances
@@ -83,10 +84,15 @@ class CodecObjective:
         if isinstance(windows, Utterances) and windows.text and stage.losses.get("recognition"):
             width, classes = mimi.config.seanet.dim, windows.text.size
             self.modules["recogniser"] = Recogniser(width, classes, delay=stage.hears_after)
-        if self.modules.keys() & {"projection", "recogniser"} and not encoder_learns(stage, mimi):
+        if isinstance(windows, Utterances) and windows.spelling and stage.losses.get("letters"):
+            width, classes = mimi.config.seanet.dim, windows.spelling.classes
+            self.modules["speller"] = LatentSpeller(width, classes)
+        teachers = self.modules.keys() & {"projection", "recogniser", "speller"}
+        if teachers and not encoder_learns(stage, mimi):
             raise MoshiError(
-                f"stage {stage.name}: the encoder is frozen, distillation and recognition teach it",
-                hint="set losses.distillation and losses.recognition to 0",
+                f"stage {stage.name}: the encoder is frozen; distillation, recognition and letters "
+                "teach it",
+                hint="set losses.distillation, losses.recognition and losses.letters to 0",
             )
         if any(stage.losses.get(name) for name in ("envelope", "pitch")):
             width = mimi.config.seanet.dim
@@ -183,6 +189,11 @@ class CodecObjective:
                 for name, missed in readout.loss(out.latent.transpose(1, 2), batch.wav).items():
                     inner = inner + weights.get(name, 0.0) * missed
                     metrics[name] = missed.item()
+            if "speller" in self.modules and batch.letters is not None:
+                speller = cast("LatentSpeller", self.modules["speller"])
+                spelled, right = speller.loss(out.latent.transpose(1, 2), batch.letters)
+                inner = inner + weights["letters"] * spelled
+                metrics |= {"letters": spelled.item(), "spelled": right.item()}
             if "recogniser" in self.modules and batch.text is not None:
                 listener = cast("Recogniser", self.modules["recogniser"])
                 assert batch.spans is not None
@@ -240,12 +251,22 @@ class CodecObjective:
             readout = cast("Readout", self.modules["readout"])
             costs = weights.get("envelope", 0.0), weights.get("pitch", 0.0)
             heard = readout.directions(wav, *costs)
-            taught = self.modules.get("projection")
-            words = heard if taught is None else cast("nn.Linear", taught).weight
-            aim(mimi.quantizer, latents, words, heard)
+            aim(mimi.quantizer, latents, self.meanings(latents, heard), heard)
             for projection in mimi.quantizer.projections() if together() else ():
                 dist.broadcast(projection.weight, 0)
         mimi.quantizer.fit(latents, generator=generator)
+
+    def meanings(self, latents: Tensor, heard: Tensor) -> Tensor:
+        """What the semantic codebook is to keep of latents [N, D]: directions [M, D] that tell what
+        the teacher hears and which symbols are spoken, both worth the same; without either, those
+        that are `heard`."""
+        rows = []
+        if "projection" in self.modules:
+            rows.append(cast("nn.Linear", self.modules["projection"]).weight.float())
+        if "speller" in self.modules:
+            rows.append(cast("LatentSpeller", self.modules["speller"]).directions)
+        rows = [r / (latents @ r.T).var(0).sum().sqrt() for r in rows]
+        return torch.cat(rows) if rows else heard
 
     def judge(
         self, real: Tensor, leaf: Tensor, generator: torch.Generator

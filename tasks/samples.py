@@ -25,7 +25,7 @@ from moshi_cli.core.text import PAD, Text, align
 from moshi_cli.tasks.asr import ASR
 from moshi_cli.tasks.cache import FRAME_HZ, HISS, SILENCE, Cache, Take, draw
 from moshi_cli.tasks.chat import CHAT
-from moshi_cli.tasks.spelling import Word, cut, labels, spell
+from moshi_cli.tasks.spelling import Spelled, Spelling, Word, cut, labels, spell
 from moshi_cli.tasks.stages import Casting, weight_of
 from moshi_cli.tasks.tts import TTS
 
@@ -53,7 +53,9 @@ class Samples:
         lag_s: Mapping[str, float],
         casting: Casting | None = None,
         other_lags_s: Mapping[str, Sequence[float]] | None = None,
+        spelling: Spelling | None = None,
     ):
+        self.spelling = spelling or Spelling()
         self.cache, self.text, self.lm = cache, text, lm
         self.casting = c = casting or Casting()
         self.tasks: dict[str, Task] = {
@@ -131,8 +133,10 @@ class Samples:
         grid[1 : 1 + self.lm.voice_q] = torch.cat(codes, 1)[: self.lm.voice_q, :frames]
         return grid, words
 
-    def dialogue(self, frames: int, generator: torch.Generator) -> tuple[Tensor, Words, Words]:
-        """Questions and answers in turns, cut to T frames. -> grid [K, T], words of both, partner's
+    def dialogue(
+        self, frames: int, generator: torch.Generator
+    ) -> tuple[Tensor, list[Spelled], list[Spelled]]:
+        """Questions and answers in turns, cut to T frames. -> grid [K, T], what both say, partner's
         first
 
         The partner may speak into an answer, which then breaks off: its voice and its words.
@@ -140,7 +144,7 @@ class Samples:
         c, Q = self.casting, self.lm.voice_q
         own, partner = self.quiet(frames), self.line(frames, generator)
         words: Words = []  # of the text row
-        said: Words = []  # of the sound: the same, unless broken off
+        said: list[Spelled] = []  # of the sound: the same, unless broken off
         asked: Words = []
         at, spoken = 0, 0  # frames of the partner, of the model, that are settled
         over_s = 0.0  # end of the partner's last word
@@ -181,9 +185,9 @@ class Samples:
             if end > first:
                 own[:, first:end] = self.cache.read(answer)[:, skip : skip + end - first]
             shift_s = (first - skip) / FRAME_HZ
-            spelled = [(w, s + shift_s, e + shift_s) for w, s, e in answer.words]
-            words += spelled
-            said += spelled
+            replied = [(w, s + shift_s, e + shift_s) for w, s, e in answer.words]
+            words += replied
+            said += self.spelling.spelled(replied)
             spoken = first + answer.frames - skip
             begin_s, done_s = (x + shift_s for x in (answer.words[0][1], answer.words[-1][2]))
             if c.interrupt and float(torch.rand((), generator=generator)) < c.interrupt:
@@ -194,21 +198,22 @@ class Samples:
         grid[0] = self.row(words, frames)
         grid[1 : 1 + Q] = own[:Q]
         grid[1 + Q :] = partner[: self.lm.partner_q]
-        return grid, asked, said
+        return grid, self.spelling.spelled(asked), said
 
     def grid(
         self, task: str, frames: int, generator: torch.Generator
-    ) -> tuple[Tensor, Words | None, Words | None]:
+    ) -> tuple[Tensor, list[Spelled] | None, list[Spelled] | None]:
         """One sample of a task. -> long[K, T], what is heard and what is spoken (None: nothing)"""
         if task == "chat":
             return self.dialogue(frames, generator)
         if task == "asr":
-            return *self.monologue(self.heard or self.spoken, frames, generator), None
+            grid, words = self.monologue(self.heard or self.spoken, frames, generator)
+            return grid, self.spelling.spelled(words), None
         takes, others = self.own, self.casting.others
         if others and self.strangers and float(torch.rand((), generator=generator)) < others:
             takes = self.strangers
         grid, words = self.monologue(takes, frames, generator)
-        return grid, None, words
+        return grid, None, self.spelling.spelled(words)
 
     def batch(
         self, shares: Mapping[str, float], frames: int, batch: int, generator: torch.Generator

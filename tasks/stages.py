@@ -97,9 +97,10 @@ class Stage:
     muon: float = 0.0  # rate of Muon, which then takes the matrices; 0: AdamW for all
     muon_rounds: int = 5
     muon_not: tuple[str, ...] = (
-        "*emb*", "*heads*", "*text_linear*", "*conditioning*", "projection.*", "critics.*",
+        "*emb*", "*heads*", "*text_linear*", "*conditioning*", "projection.*", "speller.*", "critics.*",
     )  # fmt: skip
     weight_decay: float = 0.0  # on matrices only
+    lexicon: str | None = None  # file of how words sound, for the loss `letters` (spelling.py)
     warmup_steps: int = 200
     final_lr: float = 0.02  # part of lr left at the end of the cosine
     clip: float = 1.0  # gradient norm per module; 0: off
@@ -119,8 +120,8 @@ class CodecStage(Stage):
     Losses: mel, stft, wave (relative L1), adversarial (its weight against mel's gradient), feature
     (against adversarial), listener (a recogniser's ear for the decoded sound), distillation,
     commitment, recognition (of words, through the semantic codebook) and pad (a frame without a
-    word within it), envelope and pitch (read out of the latent, see readout.py). Without a loss of
-    the decoded sound nothing is decoded, and the decoder rests.
+    word within it), envelope and pitch (read out of the latent, see readout.py), letters (the same,
+    see spelling.py). Without a loss of the decoded sound nothing is decoded, and the decoder rests.
     """
 
     losses: dict[str, float] = field(
@@ -199,7 +200,7 @@ class LmStage(Stage):
 LOSSES: dict[type[Stage], tuple[str, ...]] = {  # what the weights are for
     CodecStage: (
         "mel", "stft", "wave", "adversarial", "feature", "listener", "distillation",
-        "commitment", "recognition", "pad", "envelope", "pitch",
+        "commitment", "recognition", "pad", "envelope", "pitch", "letters",
     ),
     LmStage: ("text", "pad", "audio", "semantic", "acoustic", "letters"),
 }  # fmt: skip

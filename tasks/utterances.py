@@ -19,9 +19,8 @@ from moshi_cli.tasks.augment import Augment, resample, spoil
 from moshi_cli.tasks.cache import FRAME_HZ, Words
 from moshi_cli.tasks.data import Batch, Pack, Row, teacher_scale, teacher_width
 from moshi_cli.tasks.randomness import rng_of
+from moshi_cli.tasks.spelling import UNKNOWN, Spelling, spell
 from moshi_cli.tasks.stages import Flow, Source, weight_of
-
-UNKNOWN = -100  # a text target that is not known
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,8 @@ class Scene:
 
 
 class Utterances:
-    """Draws windows of the clips of a mix of packs. `text` None: no words."""
+    """Draws windows of the clips of a mix of packs. `text` None: no words; `spelling` None: no
+    symbols."""
 
     def __init__(
         self,
@@ -45,7 +45,9 @@ class Utterances:
         flow: Flow | None = None,
         augment: Augment | None = None,
         sample_rate: int = 24_000,
+        spelling: Spelling | None = None,
     ):
+        self.spelling = spelling
         self.text, self.flow = text, flow or Flow()
         self.augment, self.sample_rate = augment or Augment(), sample_rate
         self.packs = [Pack(source.folder) for source in mix]
@@ -128,6 +130,15 @@ class Utterances:
             row[start:end] = UNKNOWN
         return row
 
+    def letters(self, scene: Scene) -> torch.Tensor:
+        """The symbols of each half frame, long[2, T]."""
+        assert self.spelling is not None
+        frames = len(scene.wav) // self.packs[0].frame_samples
+        row = spell(self.spelling.spelled(scene.words), frames)
+        for start, end in scene.unknown:
+            row[:, start:end] = UNKNOWN
+        return row
+
     def teach(
         self, features: np.ndarray, pack: Pack, row: Row, at: int, pace: float, samples: int
     ) -> None:
@@ -160,7 +171,11 @@ class Utterances:
         if self.text is not None:
             text = torch.stack([self.row(p) for p in parts])
             spans = torch.stack([self.spans(p) for p in parts])
-        return Batch(wav, features, text, spans, torch.tensor([p.clean for p in parts]))
+        clean = torch.tensor([p.clean for p in parts])
+        letters = None
+        if self.spelling is not None:
+            letters = torch.stack([self.letters(p) for p in parts])
+        return Batch(wav, features, text, spans, clean, letters)
 
 
 @dataclass(frozen=True)
