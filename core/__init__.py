@@ -31,7 +31,8 @@ Read in this order:
     weights, presets           whole models loaded and saved; configs known by heart
     losses, discriminators     training only
     lora                       adapters on every linear layer, under upstream's names
-    packing                    weights as a CPU wants them, to run a model and nothing else
+    packing, native            weights as a CPU wants them, to run a model and nothing else; the
+                               same steps in C, if it can be compiled
 
 Names listed here load on first use, so that importing this package costs nothing.
 """

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from moshi_cli.core import native
 from moshi_cli.core.config import TransformerConfig
 from moshi_cli.core.layers import FEW, Angles, LayerScale, Linear, Rope, make_mlp, make_norm
 from moshi_cli.core.state import KVCache, State, room
@@ -167,6 +168,7 @@ class Transformer(nn.Module):
     """A causal stack with a sliding window of `config.context` keys, self included."""
 
     rows = 1  # that are computed at least, more than needed if packed (see packing.py)
+    native: native.Stack | None = None  # if packed: for steps of one stream
 
     def __init__(self, config: TransformerConfig):
         super().__init__()
@@ -229,6 +231,27 @@ class Transformer(nn.Module):
         angles = None if self.rope is None else self.rope.angles(query)
         return Window(mask[:, None], angles, cells, slots, at)
 
+    def brief(self, x: Tensor, state: TransformerState) -> bool:
+        """Whether x [B, T, D] is what `step` is for."""
+        if self.native is None or len(x) > 1 or x.shape[1] > min(native.ROWS, state.chunk):
+            return False
+        there = x.dtype == torch.float32 and native.usable(state.layers[0].k)
+        return there and not torch.compiler.is_compiling()
+
+    def step(self, x: Tensor, state: TransformerState, active: Tensor | None) -> Tensor:
+        """`forward` of one slot's next steps in one call (see native.py)."""
+        assert self.native is not None and self.config.context is not None
+        T, clock = x.shape[1], int(state.clock)
+        caches = native.addresses([c for kv in state.layers for c in (kv.k, kv.v)])
+        turns = None
+        if self.rope is not None:
+            cos, sin = self.rope.turns(torch.arange(clock, clock + T))  # [T, 1, Dh/2]
+            turns = torch.stack([cos, sin], -1).view(T, -1)
+        ring = state.layers[0].k.shape[2]
+        y = self.native.step(x[0], caches, ring, self.config.context, clock, turns)
+        state.clock += T if active is None else T * active
+        return y[None]
+
     def forward(
         self,
         x: Tensor,
@@ -240,6 +263,8 @@ class Transformer(nn.Module):
         if state is not None and 0 < state.chunk < x.shape[1]:
             parts = x.split(state.chunk, 1)
             return torch.cat([self.forward(p, state, active, sources) for p in parts], 1)
+        if state is not None and sources is None and self.brief(x, state):
+            return self.step(x, state, active)
         window, T = self.window(x, state), x.shape[1]
         if len(x) == 1 and T < self.rows:
             x = x.repeat(1, self.rows // T, 1)  # at once, rather than in every product

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from moshi_cli.core import native
 from moshi_cli.core.config import DepthConfig, LmConfig
 from moshi_cli.core.layers import gated_width, make_norm, project, table
 from moshi_cli.core.sampling import Noise, Sampling, choose, guide
@@ -109,6 +110,7 @@ class DepthStep:
     sets: list[DepthSet]
     norm: Product | None
     head: Product
+    native: native.Stack | None = None  # the layers at once, for a single row
 
 
 class DepthLayer(nn.Module):
@@ -254,12 +256,19 @@ class DepthTransformer(nn.Module):
             h = h.repeat(self.rows, 1)
         size = (len(layers), len(h), sum(layers[0].split), count, layers[0].head_dim)
         past = h.new_empty(size).unbind()
-        token, codes, kept = text, [], []
-        for k, step in enumerate((self.steps or self.plan())[:count]):
+        token, codes, kept, caches = text, [], [], None
+        steps = self.steps or self.plan()
+        if len(h) == 1 and steps[0].native is not None:
+            queries, keys, _ = layers[0].split
+            caches = native.addresses([c[0, i:] for c in past for i in (queries, queries + keys)])
+        for k, step in enumerate(steps[:count]):
             seen = torch.cat([token, token]) if sampling.guided else token
             x = step.into(h) + self.embed_one(k, seen)
-            for layer, use, cache in zip(layers, step.sets, past, strict=True):
-                x = layer.one(x, use, k, cache)
+            if caches is not None and step.native is not None:
+                x = step.native.step(x, caches, count, count, k, None)
+            else:
+                for layer, use, cache in zip(layers, step.sets, past, strict=True):
+                    x = layer.one(x, use, k, cache)
             if step.norm is not None:
                 x = step.norm(x)
             logits = step.head(x)[:N]

@@ -147,14 +147,18 @@ class Rope:
 
         In steps on a CPU pairs are turned as complex numbers: the same sums in fewer calls.
         """
-        i = torch.arange(self.head_dim // 2, device=positions.device, dtype=torch.float32)
-        freqs = torch.exp(i * (-2 * math.log(self.max_period) / self.head_dim))
-        angle = positions[..., None].float() * freqs  # [B, T, Dh/2]
-        cos, sin = angle.cos()[:, :, None], angle.sin()[:, :, None]
+        cos, sin = self.turns(positions)
         stepping = not (torch.is_grad_enabled() or torch.compiler.is_compiling())
         if self.interleaved and stepping and positions.device.type == "cpu":
             return torch.complex(cos, sin)
         return cos, sin
+
+    def turns(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """positions long[...] -> cos, sin float32 [..., 1, Dh/2]."""
+        i = torch.arange(self.head_dim // 2, device=positions.device, dtype=torch.float32)
+        freqs = torch.exp(i * (-2 * math.log(self.max_period) / self.head_dim))
+        angle = (positions[..., None].float() * freqs)[..., None, :]
+        return angle.cos(), angle.sin()
 
     def rotate(self, x: Tensor, angles: Angles) -> Tensor:
         """x [B, T, H, Dh], rotated in float32, in x's dtype again."""

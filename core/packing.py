@@ -19,16 +19,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moshi_cli.core.attention import Layer
+from moshi_cli.core import native
+from moshi_cli.core.attention import Layer, Transformer
+from moshi_cli.core.config import DepthConfig, TransformerConfig
 from moshi_cli.core.conv import CausalConv, CausalConvTranspose
-from moshi_cli.core.depth import StackedLinear
+from moshi_cli.core.depth import DepthLayer, StackedLinear
 from moshi_cli.core.layers import WIDE, Linear, RMSNorm, project, turned
 from moshi_cli.core.lm import MoshiLm
 from moshi_cli.core.mimi import Mimi
+from moshi_cli.core.vq import ResidualVq
 
 NEEDED = ("_reorder_linear_weight", "_linear_pointwise", "_is_mkldnn_bf16_supported")
 PART = 512  # numbers of a row that are multiplied at a time in SplitLinear
 ROWS = 4  # of the product that is computed for fewer: the kernel for one row is slower
+NORMS = {"rms": 1e-8, "layer": 1e-5}  # their eps (see layers.make_norm)
 
 
 class PackedLinear(nn.Module):
@@ -64,7 +68,7 @@ class SplitLinear(nn.Module):
         self.out_features, self.in_features = weight.shape
         parts = weight.detach().reshape(self.out_features, -1, PART)
         self.parts: Tensor | None = parts.transpose(0, 1).contiguous()  # [in / PART, out, PART]
-        self.bias = None if bias is None else bias.detach()[:, None]
+        self.bias = None if bias is None else bias.detach().contiguous()
         self.many: PackedLinear | None = None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -72,11 +76,14 @@ class SplitLinear(nn.Module):
         if self.parts is None or not 0 < rows <= 2:
             return self.packed()(x)
         flat = x.reshape(rows, self.in_features)
+        if native.library() is not None and PART % native.LANES == 0:
+            y = native.product(flat.contiguous(), self.parts, self.bias, PART)
+            return y.view(*x.shape[:-1], self.out_features)
         flat = flat.repeat(2, 1) if rows == 1 else flat.contiguous()
         columns = flat.view(2, -1, PART).permute(1, 2, 0)  # [in / PART, PART, 2]
         y = torch.bmm(self.parts, columns).sum(0)
         if self.bias is not None:
-            y += self.bias
+            y += self.bias[:, None]
         return (y if rows == 2 else y[:, :1]).t().view(*x.shape[:-1], self.out_features)
 
     def packed(self) -> PackedLinear:
@@ -84,9 +91,16 @@ class SplitLinear(nn.Module):
         if self.many is None:
             assert self.parts is not None
             weight = self.parts.transpose(0, 1).reshape(self.out_features, self.in_features)
-            self.many = PackedLinear(weight, None if self.bias is None else self.bias[:, 0])
+            self.many = PackedLinear(weight, self.bias)
             self.parts = None
         return self.many
+
+
+def brief(x: Tensor, weight: Tensor) -> Tensor:
+    """x [N, in] times weight [out, in], both float32 -> [N, out], as quickly as it goes."""
+    if 0 < len(x) <= native.ROWS and not x.shape[1] % native.LANES and native.library() is not None:
+        return native.product(x.contiguous(), weight)
+    return turned(x, weight) if len(x) in (2, 3) else project(x, weight)
 
 
 class TurnedLinear(nn.Module):
@@ -95,12 +109,14 @@ class TurnedLinear(nn.Module):
     def __init__(self, weight: Tensor):
         """weight [out, in], float32."""
         super().__init__()
-        self.weight = nn.Parameter(weight.detach(), requires_grad=False)
+        self.weight = nn.Parameter(weight.detach().contiguous(), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
         into = x.shape[-1]
         rows = x.numel() // into
-        if rows == 2 or rows == 3:
+        if 0 < rows <= native.ROWS:
+            return brief(x.reshape(rows, into), self.weight).view(*x.shape[:-1], -1)
+        if rows == 3:
             return turned(x.reshape(rows, into), self.weight).view(*x.shape[:-1], -1)
         return project(x, self.weight)
 
@@ -167,15 +183,74 @@ def pack(model: MoshiLm | Mimi) -> bool:
         other = PACKED[type(module)](module)
         if other is not module:
             setattr(owner, name, other)
+    for module in model.modules():
+        if isinstance(module, Transformer):
+            module.native = stack(list(map(layer_weights, module.layers)), module.config)
+        elif isinstance(module, ResidualVq):
+            books = [b.centroids for b in module.books], [b.half_norm for b in module.books]
+            module.native = native.Books(*books) if native.Books.fits(*books) else None
     if isinstance(model, MoshiLm):
         rows = 2 if like.dtype == torch.float32 else ROWS if packable(like) else 1
         model.transformer.rows = rows
         if model.depth is not None:
-            model.depth.rows = rows
             model.depth.steps = model.depth.plan()
+            for step, which in zip(model.depth.steps, model.depth.config.schedule, strict=True):
+                layers = [depth_weights(layer, which) for layer in model.depth.layers]
+                step.native = stack(layers, model.depth.config)
+            model.depth.rows = rows if model.depth.steps[0].native is None else 1
     for module in model.modules():  # PyTorch looks for these last, and slowly
         module.__dict__.update(module._modules | module._parameters)
     return True
+
+
+def stack(
+    layers: list[native.Weights | None], config: TransformerConfig | DepthConfig
+) -> native.Stack | None:
+    """Layers as native.c walks them, if it can."""
+    known = [layer for layer in layers if layer is not None]
+    straight = isinstance(config, DepthConfig) or config.rope in ("none", "interleaved")
+    if not straight or len(known) < len(layers) or not native.Stack.fits(known, config.heads):
+        return None
+    kv_heads = config.heads // config.kv_repeat
+    eps = NORMS[config.norm]
+    return native.Stack(known, config.heads, kv_heads, eps, config.gated)
+
+
+def layer_weights(layer: nn.Module) -> native.Weights | None:
+    """What a packed layer multiplies by; None if native.c knows no such layer."""
+    assert isinstance(layer, Layer)
+    down = layer.mlp.down
+    parts = down.parts if isinstance(down, SplitLinear) else weight_of(down)
+    qkv, out, up = map(weight_of, (layer.attn.qkv, layer.attn.out, layer.mlp.up))
+    scaled = layer.scale1.scale is not None or layer.scale2.scale is not None
+    if qkv is None or out is None or up is None or parts is None or scaled or layer.cross:
+        return None
+    return native.Weights(*gains(layer.norm1), qkv, out, *gains(layer.norm2), up, parts)
+
+
+def depth_weights(layer: nn.Module, which: int) -> native.Weights | None:
+    """The same for one set of a layer of the depth transformer."""
+    assert isinstance(layer, DepthLayer)
+    stacks = (layer.qkv, layer.out, layer.up, layer.down)
+    if any(getattr(s, "weight", None) is None for s in stacks):
+        return None
+    qkv, out, up, down = (s.weight[which].detach() for s in stacks)
+    return native.Weights(*gains(layer.norm1), qkv, out, *gains(layer.norm2), up, down)
+
+
+def weight_of(base: nn.Module | Tensor) -> Tensor | None:
+    """The weight of a linear layer that lies as it was."""
+    return base.weight.detach() if isinstance(base, TurnedLinear) else None
+
+
+def gains(norm: nn.Module) -> tuple[Tensor, Tensor | None]:
+    """Factor and shift [D] of a norm."""
+    if isinstance(norm, PackedNorm):
+        return norm.gain / math.sqrt(norm.gain.numel()), None
+    if isinstance(norm, RMSNorm):
+        return norm.alpha.detach().flatten(), None
+    assert isinstance(norm, nn.LayerNorm)
+    return norm.weight.detach(), norm.bias.detach()
 
 
 def linear(base: Linear) -> nn.Module:
@@ -193,7 +268,7 @@ def stacked(base: StackedLinear) -> nn.Module:
         base.sets = [PackedLinear(weight).forward for weight in base.weight]
         base.register_parameter("weight", None)
     elif base.weight.dtype == torch.float32:
-        base.sets = [partial(turned, weight=weight) for weight in base.weight]
+        base.sets = [partial(brief, weight=weight) for weight in base.weight]
     return base
 
 

@@ -120,7 +120,7 @@ MOSHI_NANO = ModelConfig(
     lm=LmConfig(
         temporal=temporal(384, 6, 6, 250, 10_000),
         depth=DepthConfig(
-            144, 4, 3, 594, (0, 1, 2, 3, 4, 4, 5, 5), (0, 1, 2, 3, 4, 4, 5, 5), low_rank=64
+            144, 9, 3, 600, (0, 1, 2, 3, 4, 4, 5, 5), (0, 1, 2, 3, 4, 4, 5, 5), low_rank=64
         ),
         n_q=16, dep_q=8, delays=delays(1, 8, 8), text_vocab=2000, text_classes=2000, low_rank=64,
         conditions=(ConditionConfig("lag", "lut", 16, len(LAGS), LAGS),),

@@ -15,6 +15,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from moshi_cli.core import native
 from moshi_cli.core.config import QuantizerConfig
 from moshi_cli.core.layers import project, quick
 
@@ -134,6 +135,8 @@ class Quantized:
 class ResidualVq(nn.Module):
     """1×1 in, `codebooks` rounds of nearest centroid and subtract, sum, 1×1 out."""
 
+    native: native.Books | None = None  # if packed: for single frames
+
     def __init__(self, latent: int, config: QuantizerConfig, codebooks: int):
         super().__init__()
         self.input_proj = nn.Conv1d(latent, config.dim, 1, bias=False)
@@ -152,6 +155,8 @@ class ResidualVq(nn.Module):
         if self.beam > 1:
             return self.paths(r, count).transpose(1, 2)
         single = len(r) == r.shape[1] == 1 and quick(r, 2)
+        if single and self.native is not None:
+            return self.native.nearest(r[0, 0], count)[None, :, None]
         if single:
             r = r.repeat(1, 2, 1)  # at once, rather than in every product
         codes = []

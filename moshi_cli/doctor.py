@@ -63,6 +63,7 @@ def findings(compile: bool) -> Iterator[Finding]:
     yield Finding("system", "ok", platform.platform())
     yield from _packages()
     yield from _torch(compile)
+    yield from _native()
     yield from _memory()
     ffmpeg = shutil.which("ffmpeg")
     yield Finding(
@@ -70,6 +71,19 @@ def findings(compile: bool) -> Iterator[Finding]:
     )
     yield from _sound()
     yield from _models()
+
+
+def _native() -> Iterator[Finding]:
+    """What makes steps of a stream quick on a CPU."""
+    try:
+        from moshi_cli.core import native
+    except ImportError:
+        return
+    there = native.library() is not None
+    yield Finding(
+        "native steps", "ok" if there else "missing", "compiled" if there else "none",
+        "" if there else f"a C compiler makes streams quicker; {native.SWITCH}=0 forbids it",
+    )  # fmt: skip
 
 
 def _packages() -> Iterator[Finding]:

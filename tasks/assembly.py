@@ -210,9 +210,7 @@ def open_windows(recipe: Recipe, mimi: Mimi) -> tuple[Windows | Utterances, dict
         hint = "model: {text: FILE}; `moshi data tokenizer` makes one"
         raise UsageError(f"stage {stage.name}: the loss `recognition` needs a tokenizer", hint)
     spelling = read_spelling(stage.lexicon) if stage.losses.get("letters") else None
-    scenes = Utterances(
-        stage.mix, words, stage.flow, stage.augment, mimi.sample_rate, spelling
-    )
+    scenes = Utterances(stage.mix, words, stage.flow, stage.augment, mimi.sample_rate, spelling)
     data = {str(pack.folder): 0.0 for pack in scenes.packs}
     for pack, row in scenes.clips:
         data[str(pack.folder)] += row.samples / mimi.sample_rate

@@ -97,7 +97,8 @@ class Stage:
     muon: float = 0.0  # rate of Muon, which then takes the matrices; 0: AdamW for all
     muon_rounds: int = 5
     muon_not: tuple[str, ...] = (
-        "*emb*", "*heads*", "*text_linear*", "*conditioning*", "projection.*", "speller.*", "critics.*",
+        "*emb*", "*heads*", "*text_linear*", "*conditioning*",
+        "projection.*", "speller.*", "critics.*",
     )  # fmt: skip
     weight_decay: float = 0.0  # on matrices only
     lexicon: str | None = None  # file of how words sound, for the loss `letters` (spelling.py)

@@ -1,0 +1,272 @@
+/* Steps of a stream for one thread, in float32: what PyTorch needs hundreds of calls for, in one.
+
+   A step multiplies every matrix by one row or two, so it is as fast as the weights come from
+   memory. Here two rows of a matrix are read side by side, which keeps more reads under way, and
+   nothing waits between one product and the next. Every function has a slow twin in PyTorch, which
+   tests hold it to; native.py compiles this file where it first runs and checks shapes. All widths
+   are multiples of LANES. No function keeps anything or allocates. */
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#define LANES 16
+#define INLINE static inline __attribute__((always_inline))
+
+typedef float floats __attribute__((vector_size(4 * LANES), aligned(4)));
+typedef int32_t ints __attribute__((vector_size(4 * LANES), aligned(4)));
+
+INLINE floats at(const float *p) { return *(const floats *)p; }
+
+INLINE floats pick(ints mask, floats yes, floats no) {
+    return (floats)((mask & (ints)yes) | (~mask & (ints)no));
+}
+
+INLINE float total(floats a) {
+    float part[LANES];
+    memcpy(part, &a, sizeof part);
+    for (int width = LANES / 2; width; width /= 2)
+        for (int i = 0; i < width; i++) part[i] += part[i + width];
+    return part[0];
+}
+
+INLINE float largest(floats a) {
+    float most = a[0];
+    for (int i = 1; i < LANES; i++) most = a[i] > most ? a[i] : most;
+    return most;
+}
+
+/* e to the power of x <= 0: 2^n times the series of what is left, |left| <= ln 2 / 2. */
+INLINE floats exp_of(floats x) {
+    x = pick(x < -87.0f, (floats){0} - 87.0f, x);
+    ints n = __builtin_convertvector(x * 1.44269504f - 0.5f, ints); /* towards zero */
+    floats whole = __builtin_convertvector(n, floats);
+    floats f = x - whole * 0.693359375f + whole * 2.12194440e-4f;
+    floats sum = f * (1.0f / 5040) + 1.0f / 720;
+    sum = sum * f + 1.0f / 120;
+    sum = sum * f + 1.0f / 24;
+    sum = sum * f + 1.0f / 6;
+    sum = sum * f + 0.5f;
+    sum = sum * f + 1.0f;
+    sum = sum * f + 1.0f;
+    return sum * (floats)((n + 127) << 23);
+}
+
+INLINE floats silu(floats x) {
+    floats e = exp_of(pick(x < 0.0f, x, -x)), one = (floats){0} + 1.0f;
+    return x * pick(x < 0.0f, e, one) / (e + 1.0f);
+}
+
+/* x (1 + erf(x / sqrt 2)) / 2, erf by Abramowitz and Stegun 7.1.26 (to 1.5e-7). */
+INLINE floats gelu(floats x) {
+    floats z = pick(x < 0.0f, -x, x) * 0.70710678f;
+    floats t = 1.0f / (z * 0.3275911f + 1.0f);
+    floats sum = t * 1.061405429f - 1.453152027f;
+    sum = sum * t + 1.421413741f;
+    sum = sum * t - 0.284496736f;
+    sum = sum * t + 0.254829592f;
+    floats rest = sum * t * exp_of(-(z * z)); /* 1 - erf |z| */
+    return x * 0.5f * pick(x < 0.0f, rest, 2.0f - rest);
+}
+
+/* What two rows of a matrix and R rows x [R, n] give: sums[2][R]. */
+INLINE void dots(const float *one, const float *two, const float *x, int64_t stride, int64_t n,
+                 const int R, float *sums) {
+    floats a[2][2] = {{{0}}}, b[2][2] = {{{0}}};
+    int64_t i = 0;
+    for (; i + 2 * LANES <= n; i += 2 * LANES) {
+        floats w0 = at(one + i), w1 = at(one + i + LANES);
+        floats v0 = at(two + i), v1 = at(two + i + LANES);
+        for (int r = 0; r < R; r++) {
+            const float *y = x + r * stride + i;
+            a[0][r] += w0 * at(y), b[0][r] += w1 * at(y + LANES);
+            a[1][r] += v0 * at(y), b[1][r] += v1 * at(y + LANES);
+        }
+    }
+    for (; i < n; i += LANES)
+        for (int r = 0; r < R; r++) {
+            floats y = at(x + r * stride + i);
+            a[0][r] += at(one + i) * y, a[1][r] += at(two + i) * y;
+        }
+    for (int s = 0; s < 2; s++)
+        for (int r = 0; r < R; r++) sums[s * R + r] = total(a[s][r] + b[s][r]);
+}
+
+INLINE void rows_of(const float *w, const float *bias, const float *x, float *y, int64_t stride,
+                    int64_t in, int64_t out, int add, const int R) {
+    int64_t half = (out + 1) / 2;
+    for (int64_t o = 0; o < half; o++) {
+        int64_t other = o + half < out ? o + half : o;
+        float sums[4];
+        dots(w + o * in, w + other * in, x, stride, in, R, sums);
+        for (int r = 0; r < R; r++) {
+            float *to = y + r * out;
+            float first = sums[r], second = sums[R + r];
+            if (add) first += to[o], second += to[other];
+            if (bias) first += bias[o], second += bias[other];
+            to[o] = first, to[other] = second;
+        }
+    }
+}
+
+/* x [rows, in] times w -> y [rows, out]. w is [in / part, out, part]: stretches of its rows. */
+void product(const float *w, const float *bias, const float *x, float *y, int64_t rows, int64_t in,
+             int64_t out, int64_t part) {
+    for (int64_t r = 0; r < rows; r += 2)
+        for (int64_t at = 0; at < in; at += part) {
+            const float *stretch = w + at * out, *from = x + r * in + at, *b = at ? 0 : bias;
+            if (r + 1 < rows)
+                rows_of(stretch, b, from, y + r * out, in, part, out, at > 0, 2);
+            else
+                rows_of(stretch, b, from, y + r * out, in, part, out, at > 0, 1);
+        }
+}
+
+/* RMSNorm (shift NULL) or LayerNorm of x [dim]. */
+static void norm(const float *gain, const float *shift, float eps, const float *x, float *y,
+                 int64_t dim) {
+    floats sum = {0}, square = {0};
+    float mean = 0;
+    if (shift) {
+        for (int64_t i = 0; i < dim; i += LANES) sum += at(x + i);
+        mean = total(sum) / dim;
+    }
+    for (int64_t i = 0; i < dim; i += LANES) {
+        floats d = at(x + i) - mean;
+        square += d * d;
+    }
+    float scale = 1.0f / sqrtf(total(square) / dim + eps);
+    for (int64_t i = 0; i < dim; i += LANES) {
+        floats z = (at(x + i) - mean) * scale * at(gain + i);
+        *(floats *)(y + i) = shift ? z + at(shift + i) : z;
+    }
+}
+
+/* One query q [width] on `count` keys from cell `first` of a ring on -> y [width]. */
+static void attend(const float *q, const float *k, const float *v, int64_t first, int64_t count,
+                   int64_t ring, int64_t width, float *scores, float *y) {
+    float scale = 1.0f / sqrtf((float)width), pair[2];
+    int64_t padded = (count + LANES - 1) / LANES * LANES;
+    for (int64_t i = 0; i < count; i += 2) {
+        int64_t one = (first + i) % ring, two = i + 1 < count ? (first + i + 1) % ring : one;
+        dots(k + one * width, k + two * width, q, width, width, 1, pair);
+        scores[i] = pair[0] * scale, scores[i + 1] = pair[1] * scale;
+    }
+    for (int64_t i = count; i < padded; i++) scores[i] = -INFINITY;
+    floats most = at(scores), sum = {0};
+    for (int64_t i = LANES; i < padded; i += LANES)
+        most = pick(at(scores + i) > most, at(scores + i), most);
+    float top = largest(most);
+    for (int64_t i = 0; i < padded; i += LANES) {
+        floats e = exp_of(at(scores + i) - top);
+        if (i + LANES > count)
+            for (int64_t j = count - i; j < LANES; j++) e[j] = 0;
+        sum += e;
+        *(floats *)(scores + i) = e;
+    }
+    float share = 1.0f / total(sum);
+    for (int64_t d = 0; d < width; d += 4 * LANES) {
+        int64_t wide = width - d < 4 * LANES ? (width - d) / LANES : 4;
+        floats sums[4] = {{0}};
+        for (int64_t i = 0, cell = first % ring; i < count; i++) {
+            const float *from = v + cell * width + d;
+            if (wide == 4)
+                for (int j = 0; j < 4; j++) sums[j] += at(from + j * LANES) * scores[i];
+            else
+                for (int64_t j = 0; j < wide; j++) sums[j] += at(from + j * LANES) * scores[i];
+            cell = cell + 1 < ring ? cell + 1 : 0;
+        }
+        for (int64_t j = 0; j < wide; j++) *(floats *)(y + d + j * LANES) = sums[j] * share;
+    }
+}
+
+typedef struct {
+    int64_t layers, dim, heads, kv_heads, hidden, gated, part; /* part: of the last matrix */
+    int64_t ring, context;                                    /* keys kept, keys seen */
+    float eps;
+} Shape;
+
+enum { GAIN1, SHIFT1, QKV, OUT, GAIN2, SHIFT2, UP, DOWN, WEIGHTS };
+
+/* x [rows, dim], the steps from `clock` on of one stream, through a stack, in place.
+
+   weights [layers, WEIGHTS], caches [layers, 2] of [kv_heads, ring, width]: keys and values.
+   turns [rows, width]: cosine and sine of every pair of a head's numbers; NULL: no positions.
+   room: of floats, rows * (2 * dim + qkv + up + hidden) + ring + 2 * LANES. */
+void stack(const float *const *weights, float *const *caches, const Shape *shape,
+           const float *turns, int64_t clock, int64_t rows, float *x, float *room) {
+    const Shape s = *shape;
+    int64_t width = s.dim / s.heads, all = (s.heads + 2 * s.kv_heads) * width;
+    int64_t group = s.heads / s.kv_heads, into = s.gated ? 2 * s.hidden : s.hidden;
+    float *y = room, *z = y + rows * s.dim, *qkv = z + rows * s.dim, *up = qkv + rows * all;
+    float *act = up + rows * into, *scores = act + rows * s.hidden;
+    for (int64_t layer = 0; layer < s.layers; layer++) {
+        const float *const *w = weights + layer * WEIGHTS;
+        float *k = caches[2 * layer], *v = caches[2 * layer + 1];
+        for (int64_t r = 0; r < rows; r++)
+            norm(w[GAIN1], w[SHIFT1], s.eps, x + r * s.dim, y + r * s.dim, s.dim);
+        product(w[QKV], 0, y, qkv, rows, s.dim, all, s.dim);
+        for (int64_t r = 0; r < rows; r++) {
+            float *q = qkv + r * all, *new_k = q + s.heads * width;
+            int64_t cell = (clock + r) % s.ring;
+            if (turns)
+                for (int64_t i = 0; i < (s.heads + s.kv_heads) * width; i += 2) {
+                    const float *turn = turns + r * width + i % width;
+                    float re = q[i], im = q[i + 1];
+                    q[i] = re * turn[0] - im * turn[1];
+                    q[i + 1] = re * turn[1] + im * turn[0];
+                }
+            for (int64_t h = 0; h < s.kv_heads; h++) {
+                float *to = k + (h * s.ring + cell) * width;
+                memcpy(to, new_k + h * width, width * sizeof(float));
+                to = v + (h * s.ring + cell) * width;
+                memcpy(to, new_k + (s.kv_heads + h) * width, width * sizeof(float));
+            }
+        }
+        for (int64_t h = 0; h < s.heads; h++)
+            for (int64_t r = 0; r < rows; r++) {
+                int64_t last = clock + r, first = last >= s.context ? last - s.context + 1 : 0;
+                int64_t from = h / group * s.ring * width;
+                attend(qkv + r * all + h * width, k + from, v + from, first, last - first + 1,
+                       s.ring, width, scores, y + r * s.dim + h * width);
+            }
+        product(w[OUT], 0, y, z, rows, s.dim, s.dim, s.dim);
+        for (int64_t i = 0; i < rows * s.dim; i++) x[i] += z[i];
+        for (int64_t r = 0; r < rows; r++)
+            norm(w[GAIN2], w[SHIFT2], s.eps, x + r * s.dim, y + r * s.dim, s.dim);
+        product(w[UP], 0, y, up, rows, s.dim, into, s.dim);
+        for (int64_t r = 0; r < rows; r++) {
+            const float *from = up + r * into;
+            float *to = act + r * s.hidden;
+            for (int64_t i = 0; i < s.hidden; i += LANES)
+                *(floats *)(to + i) =
+                    s.gated ? silu(at(from + i)) * at(from + s.hidden + i) : gelu(at(from + i));
+        }
+        product(w[DOWN], 0, act, z, rows, s.hidden, s.dim, s.part);
+        for (int64_t i = 0; i < rows * s.dim; i++) x[i] += z[i];
+    }
+}
+
+/* The nearest entries, book after book, of rest [dim], from which they are taken away.
+
+   books [count, 2]: centroids [size, dim] and half of their squared lengths [size]. */
+void nearest(const float *const *books, int64_t count, int64_t size, int64_t dim, float *rest,
+             int64_t *codes) {
+    int64_t half = (size + 1) / 2;
+    for (int64_t book = 0; book < count; book++) {
+        const float *entries = books[2 * book], *lengths = books[2 * book + 1];
+        float best[2] = {INFINITY, INFINITY}, pair[2];
+        int64_t found[2] = {0, 0};
+        for (int64_t i = 0; i < half; i++) {
+            int64_t other = i + half < size ? i + half : i;
+            dots(entries + i * dim, entries + other * dim, rest, dim, dim, 1, pair);
+            float far = lengths[i] - pair[0];
+            if (far < best[0]) best[0] = far, found[0] = i;
+            far = lengths[other] - pair[1];
+            if (far < best[1]) best[1] = far, found[1] = other;
+        }
+        int64_t code = best[1] < best[0] ? found[1] : found[0];
+        for (int64_t i = 0; i < dim; i++) rest[i] -= entries[code * dim + i];
+        codes[book] = code;
+    }
+}

@@ -1,0 +1,233 @@
+"""The quick way through a step on a CPU: native.c, compiled where it first runs.
+
+One call walks a whole stack of layers for a row or two of one stream, where PyTorch needs hundreds
+and reads the weights more slowly. It is for float32; `pack` (packing.py) hands it the weights.
+Without a C compiler, or with MOSHI_NATIVE=0 in the environment, everything is done by PyTorch, with
+the same results but for rounding. What is compiled is kept in the user's cache folder, by source,
+compiler and processor.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+SOURCE = Path(__file__).with_name("native.c")
+SWITCH = "MOSHI_NATIVE"  # 0: not used
+FLAGS = (("-march=native",), ("-mcpu=native",), ())  # the first that the compiler takes
+LANES = 16  # all widths are multiples of it, as in native.c
+ROWS = 2  # that a call is for, at most: more are quicker by PyTorch
+SECONDS = 60  # that a compiler may take
+
+Address = ctypes.c_void_p
+Int = ctypes.c_int64
+
+
+class Shape(ctypes.Structure):
+    """As in native.c."""
+
+    _fields_ = [
+        *((name, Int) for name in (
+            "layers", "dim", "heads", "kv_heads", "hidden", "gated", "part", "ring", "context",
+        )),
+        ("eps", ctypes.c_float),
+    ]  # fmt: skip
+
+
+SIGNATURES = {
+    "product": (Address, Address, Address, Address, Int, Int, Int, Int),
+    "stack": (Address, Address, Address, Address, Int, Int, Address, Address),
+    "nearest": (Address, Int, Int, Int, Address, Address),
+}
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The compiled functions; None if there are none here."""
+    if os.environ.get(SWITCH) == "0" or not hasattr(os, "fork"):
+        return None
+    try:
+        found = ctypes.CDLL(str(compiled()))
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: no home
+        log.debug("no native functions: %s", error)
+        return None
+    for name, arguments in SIGNATURES.items():
+        function = getattr(found, name)
+        function.argtypes, function.restype = arguments, None
+    return found
+
+
+def compiled() -> Path:
+    """The shared library, made if it is not there yet. OSError, SubprocessError if it cannot be."""
+    compiler = os.environ.get("CC") or next(filter(shutil.which, ("cc", "gcc", "clang")), None)
+    if compiler is None:
+        raise OSError("no C compiler")
+    key = hashlib.sha256(SOURCE.read_bytes())
+    for part in (compiler, platform.platform(), processor()):
+        key.update(part.encode())
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moshi-cli"
+    path = folder / f"native-{key.hexdigest()[:16]}.so"
+    if path.is_file():
+        return path
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as work:
+        part_path, said = Path(work) / path.name, ""
+        for flags in FLAGS:
+            command = [compiler, "-O3", "-shared", "-fPIC", *flags, "-o", str(part_path),
+                       str(SOURCE), "-lm"]  # fmt: skip
+            done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
+            if done.returncode == 0:
+                part_path.replace(path)
+                return path
+            said = done.stderr.strip()
+    raise OSError(f"{compiler}: {said[:200]}")
+
+
+def processor() -> str:
+    """What the code is compiled for: a home folder may be that of several machines."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    kept = ("model name", "flags", "Features", "CPU part")
+    return "\n".join(dict.fromkeys(line for line in lines if line.startswith(kept)))
+
+
+def addresses(tensors: Sequence[Tensor | None]) -> ctypes.Array[Address]:
+    """Where tensors lie, as C reads it. They must outlive it."""
+    return (Address * len(tensors))(*(None if x is None else x.data_ptr() for x in tensors))
+
+
+def usable(*tensors: Tensor | None) -> bool:
+    """Whether tensors lie as native.c reads them."""
+    there = [x for x in tensors if x is not None]
+    return all(
+        x.device.type == "cpu" and x.dtype == torch.float32 and x.is_contiguous() for x in there
+    )
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, part: int = 0) -> Tensor:
+    """x [N, in] times weight [out, in] -> [N, out]; or weight [in / part, out, part].
+
+    `library` must be there.
+    """
+    lib, rows, into = library(), *x.shape
+    out = weight.numel() // into
+    assert lib is not None and weight.numel() == out * into and usable(x, weight, bias)
+    y = x.new_empty(rows, out)
+    lib.product(
+        weight.data_ptr(), None if bias is None else bias.data_ptr(), x.data_ptr(), y.data_ptr(),
+        rows, into, out, part or into,
+    )  # fmt: skip
+    return y
+
+
+@dataclass
+class Weights:
+    """What one layer multiplies by. Norms [D]; matrices [out, in]."""
+
+    gain1: Tensor
+    shift1: Tensor | None
+    qkv: Tensor
+    out: Tensor
+    gain2: Tensor
+    shift2: Tensor | None
+    up: Tensor
+    down: Tensor  # or [in / part, out, part]
+
+    def tensors(self) -> list[Tensor | None]:
+        """In the order of native.c."""
+        return [self.gain1, self.shift1, self.qkv, self.out,
+                self.gain2, self.shift2, self.up, self.down]  # fmt: skip
+
+
+class Stack:
+    """A stack of layers as native.c walks it. The weights are those of the model, not copies."""
+
+    def __init__(
+        self, layers: Sequence[Weights], heads: int, kv_heads: int, eps: float, gated: bool
+    ) -> None:
+        first = layers[0]
+        self.dim, self.hidden = first.out.shape[0], first.down.numel() // first.out.shape[0]
+        self.kept = [x for layer in layers for x in layer.tensors()]
+        self.weights = addresses(self.kept)
+        part = first.down.shape[-1]
+        self.shape = Shape(
+            len(layers), self.dim, heads, kv_heads, self.hidden, gated, part, 0, 0, eps
+        )
+        rows = first.qkv.shape[0] + first.up.shape[0] + 2 * self.dim + self.hidden
+        self.floats = ROWS * rows + 2 * LANES
+
+    @staticmethod
+    def fits(layers: Sequence[Weights], heads: int) -> bool:
+        """Whether native.c can walk them."""
+        if library() is None or not layers:
+            return False
+        first = layers[0]
+        widths = (
+            first.out.shape[0], first.out.shape[0] // heads, first.up.shape[0] // 2,
+            first.down.shape[-1],
+        )  # fmt: skip
+        return not any(n % LANES for n in widths) and all(
+            usable(*layer.tensors()) for layer in layers
+        )
+
+    def step(
+        self,
+        x: Tensor,
+        caches: ctypes.Array[Address],
+        ring: int,
+        context: int,
+        clock: int,
+        turns: Tensor | None,
+    ) -> Tensor:
+        """x [T, D], steps from `clock` on of one stream -> [T, D]; new keys go into the caches, of
+        [kv heads, ring, width] each. turns [T, width]: cosine and sine of each pair."""
+        lib = library()
+        assert lib is not None and len(x) <= ROWS and ring >= min(context, clock + 1) + len(x) - 1
+        y = x.clone(memory_format=torch.contiguous_format)
+        room = x.new_empty(self.floats + ring)
+        self.shape.ring, self.shape.context = ring, context
+        lib.stack(
+            self.weights, caches, ctypes.byref(self.shape),
+            None if turns is None else turns.data_ptr(), clock, len(x), y.data_ptr(),
+            room.data_ptr(),
+        )  # fmt: skip
+        return y
+
+
+class Books:
+    """Codebooks of a residual quantiser, one after the other."""
+
+    def __init__(self, centroids: Sequence[Tensor], half_norms: Sequence[Tensor]) -> None:
+        self.kept = [x for pair in zip(centroids, half_norms, strict=True) for x in pair]
+        self.table, self.size = addresses(self.kept), centroids[0].shape
+
+    @staticmethod
+    def fits(centroids: Sequence[Tensor], half_norms: Sequence[Tensor]) -> bool:
+        """Whether native.c can search them."""
+        there = library() is not None and centroids[0].shape[1] % LANES == 0
+        return there and usable(*centroids, *half_norms)
+
+    def nearest(self, x: Tensor, count: int) -> Tensor:
+        """x [D] -> codes long[count] of the first codebooks."""
+        lib, rest = library(), x.clone(memory_format=torch.contiguous_format)
+        assert lib is not None and 2 * count <= len(self.kept)
+        codes = torch.empty(count, dtype=torch.long)
+        lib.nearest(self.table, count, *self.size, rest.data_ptr(), codes.data_ptr())
+        return codes

@@ -1,0 +1,251 @@
+"""native.c computes what PyTorch does: products, stacks of layers, searches; and may be missing."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import TINY_LM, TINY_MIMI
+from torch import Tensor
+
+from moshi_cli.core import native
+from moshi_cli.core.attention import Transformer, TransformerState
+from moshi_cli.core.config import DepthConfig, TransformerConfig
+from moshi_cli.core.layers import RMSNorm
+from moshi_cli.core.lm import MoshiLm
+from moshi_cli.core.mimi import Mimi
+from moshi_cli.core.packing import SplitLinear, pack
+from moshi_cli.core.sampling import GREEDY
+from moshi_cli.core.vq import ResidualVq
+
+
+@pytest.fixture
+def there() -> None:
+    if native.library() is None:
+        pytest.skip("no C compiler here")
+
+
+@pytest.fixture
+def anew() -> Iterator[None]:
+    """`library` is looked for again, before and after."""
+    native.library.cache_clear()
+    yield
+    native.library.cache_clear()
+
+
+def close(got: Tensor, want: Tensor) -> None:
+    torch.testing.assert_close(got, want, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.usefixtures("there")
+@pytest.mark.parametrize(("into", "part"), [(16, 16), (48, 48), (96, 32), (512, 512)])
+@pytest.mark.parametrize("out", [1, 2, 7, 64])
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_product(rows: int, out: int, into: int, part: int) -> None:
+    x, weight, bias = torch.randn(rows, into), torch.randn(out, into), torch.randn(out)
+    lying = weight.view(out, -1, part).transpose(0, 1).contiguous()
+    close(native.product(x, lying, bias, part), F.linear(x, weight, bias))
+    close(native.product(x, lying, None, part), F.linear(x, weight))
+
+
+STACKS = {
+    "mimi": TransformerConfig(
+        dim=64, heads=2, layers=2, ff=96, context=5, norm="layer", gated=False, layer_scale=0.3
+    ),
+    "lm": TransformerConfig(dim=64, heads=4, layers=3, ff=72, context=70),
+    "grouped": TransformerConfig(dim=96, heads=2, layers=1, ff=96, context=4, kv_repeat=2),
+    "unmoved": TransformerConfig(dim=160, heads=2, layers=1, ff=96, context=9, rope="none"),
+}  # fmt: skip
+
+
+def pair(config: TransformerConfig) -> tuple[Transformer, Transformer]:
+    """The same stack, packed and not."""
+    lm = MoshiLm(replace(TINY_LM, temporal=config)).eval().requires_grad_(False)
+    for module in lm.modules():
+        if isinstance(module, RMSNorm):
+            module.alpha.uniform_(0.5, 1.5)
+        elif isinstance(module, torch.nn.LayerNorm):
+            module.weight.uniform_(0.5, 1.5)
+            module.bias.normal_()
+    plain = copy.deepcopy(lm)
+    if config.layer_scale is not None:  # a codec's, which packing folds into the products
+        for layer in lm.transformer.layers:
+            for scale, last in ((layer.scale1, layer.attn.out), (layer.scale2, layer.mlp.down)):
+                last.weight.mul_(scale.scale[:, None])
+                scale.scale = None
+    pack(lm)
+    assert lm.transformer.native is not None
+    return lm.transformer, plain.transformer
+
+
+@pytest.mark.usefixtures("there")
+@pytest.mark.parametrize("name", STACKS)
+@pytest.mark.parametrize("chunk", [1, 2])
+@torch.no_grad()
+def test_stack(name: str, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until the ring has gone round, with a pause, and with pieces that are turned round."""
+    quick, slow = pair(STACKS[name])
+    D, steps = STACKS[name].dim, 0
+    states: list[TransformerState] = [
+        t.init_state(1, dtype=torch.float32, device="cpu", chunk=2) for t in (quick, slow)
+    ]
+    called: list[int] = []
+    walk = native.Stack.step
+
+    def counted(self: native.Stack, x: Tensor, *rest: object) -> Tensor:
+        called.append(len(x))
+        return walk(self, x, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(native.Stack, "step", counted)
+    for i in range(2 * STACKS[name].context // chunk + 3):
+        x = torch.randn(1, D, chunk).transpose(1, 2)
+        active = torch.tensor([i != 3]) if i % 2 else None
+        close(quick(x, states[0], active), slow(x, states[1], active))
+        steps += chunk * (i != 3)
+    assert states[0].clock.tolist() == states[1].clock.tolist() == [steps]
+    assert set(called) == {chunk} and len(called) > 5
+    x = torch.randn(1, 6, D)  # more at once, then on
+    close(quick(x, states[0]), slow(x, states[1]))
+    close(quick(x[:, :1], states[0]), slow(x[:, :1], states[1]))
+
+
+@pytest.mark.usefixtures("there")
+@torch.no_grad()
+def test_what_is_not_for_it_goes_the_usual_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    quick, slow = pair(STACKS["lm"])
+    monkeypatch.setattr(native.Stack, "step", lambda *_: pytest.fail("called"))
+    x = torch.randn(2, 1, 64)
+    for slots, exact, dtype in ((2, True, torch.float32), (1, False, torch.float32),
+                                (1, True, torch.bfloat16)):  # fmt: skip
+        a, b = (
+            t.init_state(slots, dtype=dtype, device="cpu", exact_window=exact)
+            for t in (quick, slow)
+        )
+        close(quick(x[:slots], a), slow(x[:slots], b))
+    close(quick(x), slow(x))
+
+
+@pytest.mark.usefixtures("there")
+@pytest.mark.parametrize("widths", [{"heads": 4}, {"ff": 60}, {"rope": "half"}], ids=str)
+@torch.no_grad()
+def test_other_widths_stay_with_pytorch(widths: dict[str, int]) -> None:
+    config = replace(TransformerConfig(dim=32, heads=2, layers=1, ff=48, context=4), **widths)
+    lm = MoshiLm(replace(TINY_LM, temporal=config)).eval()
+    pack(lm)
+    assert lm.transformer.native is None
+
+
+@pytest.mark.usefixtures("there")
+@pytest.mark.parametrize("norm_out", [None, "layer"])
+@torch.no_grad()
+def test_depth(norm_out: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    depth = DepthConfig(
+        dim=32, heads=2, layers=2, ff=48, schedule=(0, 1, 1, 2), inputs=(0, 1, 1, 2), low_rank=16,
+        norm_out=norm_out,
+    )  # fmt: skip
+    config = replace(TINY_LM, depth=depth)
+    plain = MoshiLm(config).eval().requires_grad_(False)
+    packed = copy.deepcopy(plain)
+    pack(packed)
+    assert packed.depth is not None and plain.depth is not None
+    assert packed.depth.steps is not None and packed.depth.steps[0].native is not None
+    for rows in (1, 2):
+        h, text = torch.randn(rows, config.temporal.dim), torch.randint(9, (rows,))
+        codes, logits = packed.depth.sample(h, text, GREEDY)
+        same, expected = plain.depth.sample(h, text, GREEDY)
+        assert torch.equal(codes, same)
+        close(logits, expected)
+
+
+def wide_mimi() -> Mimi:
+    """A codec that native.c can do all of."""
+    transformer = replace(TINY_MIMI.transformer, dim=32, ff=64)
+    quantizer = replace(TINY_MIMI.quantizer, dim=16, size=33)
+    seanet = replace(TINY_MIMI.seanet, dim=32)
+    mimi = Mimi(replace(TINY_MIMI, seanet=seanet, transformer=transformer, quantizer=quantizer))
+    mimi = mimi.eval().requires_grad_(False)
+    latents = mimi.encode_latent(torch.rand(4, 1, 32 * 1920) * 2 - 1).transpose(1, 2).flatten(0, 1)
+    mimi.quantizer.fit(latents, generator=torch.Generator().manual_seed(0))
+    return mimi
+
+
+@pytest.mark.usefixtures("there")
+@torch.no_grad()
+def test_codec_codes_and_sounds_the_same() -> None:
+    plain = wide_mimi()
+    packed = copy.deepcopy(plain)
+    pack(packed)
+    assert packed.encoder_transformer.native and packed.quantizer.acoustic.native
+    wav = torch.rand(1, 1, 30 * 1920) * 2 - 1
+    codes = plain.encode(wav)
+    state = packed.init_state(1)
+    heard = [packed.encode(part, state.encoder) for part in wav.split(1920, -1)]
+    assert torch.equal(torch.cat(heard, -1), codes)
+    said = [packed.decode(part, state.decoder) for part in codes.split(1, -1)]
+    close(torch.cat(said, -1), plain.decode(codes))
+    packed.quantizer.active = 2
+    assert torch.equal(packed.encode(wav[..., :1920]), codes[:, :2, :1])
+
+
+@pytest.mark.usefixtures("there")
+@torch.no_grad()
+def test_the_first_of_equal_entries_is_found() -> None:
+    vq = ResidualVq(16, replace(TINY_MIMI.quantizer, dim=16, size=5), 1)
+    vq.books[0].embedding_sum.copy_(torch.eye(5, 16)[[2, 0, 1, 0, 1]])
+    vq.books[0].refresh()
+    books = native.Books([vq.books[0].centroids], [vq.books[0].half_norm])
+    for entry, first in ((0, 1), (1, 2), (2, 0), (9, 0)):
+        assert books.nearest(torch.eye(16)[entry], 1).tolist() == [first]
+
+
+@pytest.mark.usefixtures("anew")
+def test_without_it_all_is_done_by_pytorch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = wide_mimi()
+    for key, value in ((native.SWITCH, "0"), ("CC", "no-such-compiler"), ("CC", "false")):
+        with monkeypatch.context() as m:
+            m.setenv("XDG_CACHE_HOME", str(tmp_path))
+            m.setenv(key, value)
+            native.library.cache_clear()
+            assert native.library() is None
+            mimi = copy.deepcopy(plain)
+            pack(mimi)
+            assert mimi.encoder_transformer.native is None
+            wav = torch.rand(1, 1, 1920)
+            assert torch.equal(mimi.encode(wav), plain.encode(wav))
+    assert not list(tmp_path.rglob("*.so"))
+
+
+@pytest.mark.usefixtures("anew", "there")
+def test_it_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    first = native.compiled()
+    assert first.is_relative_to(tmp_path) and [first] == list((tmp_path / "moshi-cli").iterdir())
+    monkeypatch.setattr(native.subprocess, "run", lambda *a, **k: pytest.fail("compiled again"))
+    assert native.compiled() == first
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    native.library.cache_clear()
+    assert native.library() is None  # no folder can be made there
+
+
+@pytest.mark.usefixtures("there")
+def test_split_layers_use_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, bias = torch.randn(6, 1024), torch.randn(6)
+    layer = SplitLinear(weight, bias)
+    called: list[int] = []
+    multiply = native.product
+
+    def counted(x: Tensor, *rest: object) -> Tensor:
+        called.append(len(x))
+        return multiply(x, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(native, "product", counted)
+    for rows in (1, 2, 3, 1):
+        x = torch.randn(1, 1024, rows).transpose(1, 2)
+        close(layer(x), F.linear(x, weight, bias))
+    assert called == [1, 2]  # then it was packed for more
