@@ -270,3 +270,75 @@ void nearest(const float *const *books, int64_t count, int64_t size, int64_t dim
         codes[book] = code;
     }
 }
+
+enum { PATHS = 32, BOOKS = 64 }; /* at most */
+
+typedef struct {
+    float far;
+    int64_t path, code;
+} Found;
+
+/* Put what is found in its place among `kept` sorted ones of at most `most`. -> how many */
+INLINE int64_t insert(Found *best, int64_t kept, int64_t most, Found found) {
+    int64_t at = kept < most ? kept++ : most - 1;
+    for (; at > 0 && found.far < best[at - 1].far; at--) best[at] = best[at - 1];
+    best[at] = found;
+    return kept;
+}
+
+/* The codes of x [dim] on the nearest of `beam` paths that are kept from book to book.
+
+   books [count, 3]: centroids [size, dim], the same turned [dim, size], half of their squared
+   lengths. room: of floats, 2 * beam * dim. size is a multiple of LANES. */
+void search(const float *const *books, int64_t count, int64_t size, int64_t dim, int64_t beam,
+            const float *x, float *room, int64_t *codes) {
+    float *left = room, *next = room + beam * dim, length[PATHS];
+    int64_t paths = 1, code[BOOKS][PATHS], from[BOOKS][PATHS];
+    memcpy(left, x, dim * sizeof(float));
+    for (int64_t book = 0; book < count; book++) {
+        const float *entries = books[3 * book], *turned = books[3 * book + 1];
+        const float *half = books[3 * book + 2];
+        Found best[PATHS];
+        int64_t kept = 0;
+        for (int64_t p = 0; p < paths; p++) {
+            floats square = {0};
+            for (int64_t d = 0; d < dim; d += LANES)
+                square += at(left + p * dim + d) * at(left + p * dim + d);
+            length[p] = total(square) / 2;
+        }
+        for (int64_t i = 0; i < size; i += LANES)
+            for (int64_t first = 0; first < paths; first += 4) {
+                const float *y[4];
+                floats sums[4] = {{0}};
+                for (int j = 0; j < 4; j++)
+                    y[j] = left + (first + j < paths ? first + j : first) * dim;
+                for (int64_t d = 0; d < dim; d++) {
+                    floats entry = at(turned + d * size + i);
+                    for (int j = 0; j < 4; j++) sums[j] += entry * y[j][d];
+                }
+                for (int j = 0; j < 4 && first + j < paths; j++) {
+                    floats far = at(half + i) - sums[j] + length[first + j];
+                    float worst = kept < beam ? INFINITY : best[beam - 1].far;
+                    ints nearer = far < worst;
+                    int64_t any[LANES / 2];
+                    memcpy(any, &nearer, sizeof any);
+                    for (int k = 1; k < LANES / 2; k++) any[0] |= any[k];
+                    for (int k = 0; any[0] && k < LANES; k++)
+                        if (kept < beam || far[k] < best[beam - 1].far)
+                            kept = insert(best, kept, beam, (Found){far[k], first + j, i + k});
+                }
+            }
+        for (int64_t p = 0; p < kept; p++) {
+            const float *old = left + best[p].path * dim, *taken = entries + best[p].code * dim;
+            for (int64_t d = 0; d < dim; d++) next[p * dim + d] = old[d] - taken[d];
+            code[book][p] = best[p].code, from[book][p] = best[p].path;
+        }
+        float *done = left;
+        left = next, next = done, paths = kept;
+    }
+    int64_t p = 0;
+    for (int64_t book = count - 1; book >= 0; book--) {
+        codes[book] = code[book][p];
+        p = from[book][p];
+    }
+}

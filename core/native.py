@@ -31,6 +31,7 @@ SOURCE = Path(__file__).with_name("native.c")
 SWITCH = "MOSHI_NATIVE"  # 0: not used
 FLAGS = (("-march=native",), ("-mcpu=native",), ())  # the first that the compiler takes
 LANES = 16  # all widths are multiples of it, as in native.c
+PATHS, BOOKS = 32, 64  # that a search can keep, and go through
 ROWS = 2  # that a call is for, at most: more are quicker by PyTorch
 SECONDS = 60  # that a compiler may take
 
@@ -53,6 +54,7 @@ SIGNATURES = {
     "product": (Address, Address, Address, Address, Int, Int, Int, Int),
     "stack": (Address, Address, Address, Address, Int, Int, Address, Address),
     "nearest": (Address, Int, Int, Int, Address, Address),
+    "search": (Address, Int, Int, Int, Int, Address, Address, Address),
 }
 
 
@@ -212,22 +214,37 @@ class Stack:
 
 
 class Books:
-    """Codebooks of a residual quantiser, one after the other."""
+    """Codebooks of a residual quantiser, one after the other; `beam` paths are kept in a search."""
 
-    def __init__(self, centroids: Sequence[Tensor], half_norms: Sequence[Tensor]) -> None:
-        self.kept = [x for pair in zip(centroids, half_norms, strict=True) for x in pair]
-        self.table, self.size = addresses(self.kept), centroids[0].shape
+    def __init__(
+        self, centroids: Sequence[Tensor], half_norms: Sequence[Tensor], beam: int = 1
+    ) -> None:
+        each = zip(centroids, half_norms, strict=True)
+        self.kept = [
+            x for c, h in each for x in ((c, c.t().contiguous(), h) if beam > 1 else (c, h))
+        ]
+        self.table, self.beam = addresses(self.kept), beam
+        self.count, (self.size, self.dim) = len(centroids), centroids[0].shape
 
     @staticmethod
-    def fits(centroids: Sequence[Tensor], half_norms: Sequence[Tensor]) -> bool:
+    def fits(centroids: Sequence[Tensor], half_norms: Sequence[Tensor], beam: int = 1) -> bool:
         """Whether native.c can search them."""
-        there = library() is not None and centroids[0].shape[1] % LANES == 0
-        return there and usable(*centroids, *half_norms)
+        size, dim = centroids[0].shape
+        if library() is None or dim % LANES or not usable(*centroids, *half_norms):
+            return False
+        return beam == 1 or (size % LANES == 0 and beam <= PATHS and len(centroids) <= BOOKS)
 
     def nearest(self, x: Tensor, count: int) -> Tensor:
         """x [D] -> codes long[count] of the first codebooks."""
-        lib, rest = library(), x.clone(memory_format=torch.contiguous_format)
-        assert lib is not None and 2 * count <= len(self.kept)
-        codes = torch.empty(count, dtype=torch.long)
-        lib.nearest(self.table, count, *self.size, rest.data_ptr(), codes.data_ptr())
+        lib, codes = library(), torch.empty(count, dtype=torch.long)
+        assert lib is not None and count <= self.count
+        if self.beam == 1:
+            rest = x.clone(memory_format=torch.contiguous_format)
+            lib.nearest(self.table, count, self.size, self.dim, rest.data_ptr(), codes.data_ptr())
+        else:
+            x, room = x.contiguous(), x.new_empty(2 * self.beam * self.dim)
+            lib.search(
+                self.table, count, self.size, self.dim, self.beam, x.data_ptr(), room.data_ptr(),
+                codes.data_ptr(),
+            )  # fmt: skip
         return codes

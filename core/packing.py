@@ -188,7 +188,8 @@ def pack(model: MoshiLm | Mimi) -> bool:
             module.native = stack(list(map(layer_weights, module.layers)), module.config)
         elif isinstance(module, ResidualVq):
             books = [b.centroids for b in module.books], [b.half_norm for b in module.books]
-            module.native = native.Books(*books) if native.Books.fits(*books) else None
+            if native.Books.fits(*books, module.beam):
+                module.native = native.Books(*books, module.beam)
     if isinstance(model, MoshiLm):
         rows = 2 if like.dtype == torch.float32 else ROWS if packable(like) else 1
         model.transformer.rows = rows

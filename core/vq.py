@@ -152,11 +152,11 @@ class ResidualVq(nn.Module):
     def encode(self, x: Tensor, count: int) -> Tensor:
         """x [B, D, T] -> codes [B, count, T]."""
         r = self.input_proj(x).transpose(1, 2)  # [B, T, dim]
-        if self.beam > 1:
-            return self.paths(r, count).transpose(1, 2)
         single = len(r) == r.shape[1] == 1 and quick(r, 2)
         if single and self.native is not None:
             return self.native.nearest(r[0, 0], count)[None, :, None]
+        if self.beam > 1:
+            return self.paths(r, count).transpose(1, 2)
         if single:
             r = r.repeat(1, 2, 1)  # at once, rather than in every product
         codes = []

@@ -203,6 +203,22 @@ def test_the_first_of_equal_entries_is_found() -> None:
         assert books.nearest(torch.eye(16)[entry], 1).tolist() == [first]
 
 
+@pytest.mark.usefixtures("there")
+@pytest.mark.parametrize("beam", [1, 2, 5, 8, 32])
+@torch.no_grad()
+def test_search(beam: int) -> None:
+    """The paths of `ResidualVq.search`, from the first book on."""
+    vq = ResidualVq(16, replace(TINY_MIMI.quantizer, dim=32, size=48, beam=beam), 5)
+    for book in vq.books:
+        book.embedding_sum.normal_()
+        book.refresh()
+    lists = [b.centroids for b in vq.books], [b.half_norm for b in vq.books]
+    books, x = native.Books(*lists, beam), torch.randn(40, 32) * 2
+    for count in (1, 2, 5):
+        found = torch.stack([books.nearest(row, count) for row in x])
+        assert torch.equal(found, vq.search(x, count))
+
+
 @pytest.mark.usefixtures("anew")
 def test_without_it_all_is_done_by_pytorch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = wide_mimi()
