@@ -193,6 +193,8 @@ def test_the_built_in_recipe_from_sound_to_speech(
     features = ["data", "features", "pack", "--teacher", "whisper:whisper"]
     assert CliRunner().invoke(cli.app, features).exit_code == 0
     (tmp_path / "text.model").write_bytes((BUILTIN / "text.model").read_bytes())
+    words = {w for row in Pack("pack").rows for w, _, _ in row.words}
+    (tmp_path / "lexicon.tsv").write_text("".join(f"{w}\t{w}{w}\n" for w in words))
     small = ["steps=4", "minutes=null", "warmup_steps=1", "run.log_every=2"]
     small.append("shapes=[{window_s: 1.28, batch: 2}]")
 
@@ -205,7 +207,9 @@ def test_the_built_in_recipe_from_sound_to_speech(
     shape = f"model.codec={json.dumps(CODEC)}"
     first = run("codec", shape, "quantize_from=0.5")  # the last of four steps is at 0.75
     assert weights.load(first, device="cpu").mimi.quantizer.fitted
-    assert {"distillation", "envelope", "pitch"} <= curves.read_metrics(first.parent)[-1].keys()
+    assert {"distillation", "envelope", "pitch", "letters"} <= curves.read_metrics(first.parent)[
+        -1
+    ].keys()
     refitted = run("codebooks", "fit_frames=8")
     before, after = (
         weights.load(path, device="cpu").mimi.quantizer.acoustic for path in (first, refitted)

@@ -27,6 +27,7 @@ from moshi_cli.tasks.data import Pack, Row, Windows
 from moshi_cli.tasks.objectives import CodecObjective
 from moshi_cli.tasks.readout import Readout, aim
 from moshi_cli.tasks.recogniser import Recogniser, late_loss
+from moshi_cli.tasks.spelling import read_spelling
 from moshi_cli.tasks.stages import CodecStage, Flow, Shape, Source
 from moshi_cli.tasks.train import Run
 from moshi_cli.tasks.utterances import UNKNOWN, SceneJob, Utterances
@@ -221,6 +222,39 @@ def test_a_plan_that_cannot_be_meant(text: str, says: str, tmp_path: Path) -> No
     (tmp_path / "plan.yaml").write_text(text)
     with pytest.raises(UsageError, match=re.escape(says)):
         plans.load(tmp_path / "plan.yaml")
+
+
+def test_the_sounds_of_words_reach_the_encoder(folder: Path, tmp_path: Path) -> None:
+    """Each half frame of a clip has a symbol, or is unknown; the codebooks are aimed at them."""
+    words = {
+        w for row in Utterances([Source(str(folder))], None).packs[0].rows for w, *_ in row.words
+    }
+    lexicon = tmp_path / "lexicon.tsv"
+    lexicon.write_text("".join(f"{word}\t{word[0]}{word}\n" for word in words))
+    spelling = read_spelling(str(lexicon))
+    utterances = Utterances([Source(str(folder))], None, Flow(), PLAIN, spelling=spelling)
+    scene = utterances.window(50, np.random.default_rng(0))
+    letters = utterances.letters(scene)
+    for start, end in scene.unknown:
+        assert (letters[:, start:end] == UNKNOWN).all()
+    known = letters[letters != UNKNOWN]
+    assert known.numel() and set(known.tolist()) <= set(range(spelling.classes))
+    stage = CodecStage(
+        name="codec", mix=(Source(str(folder)),), shapes=(Shape(1.6, 2),), steps=4, warmup_steps=1,
+        quantize_from=0.5, critics_from=1.0, lexicon=str(lexicon), fit_frames=2,
+        losses={"letters": 1.0, "envelope": 1.0, "commitment": 1.0},
+    )  # fmt: skip
+    mimi = Mimi(TINY_MIMI)
+    objective = CodecObjective(stage, mimi, utterances)
+    run = Run(stage, objective)
+    before = mimi.encoder.layers[0].weight.clone()
+    metrics = [run.advance() for _ in range(4)]
+    assert all(m["letters"] > 0 and 0 <= m["spelled"] <= 1 for m in metrics)
+    assert not torch.equal(before, mimi.encoder.layers[0].weight)
+    latents = torch.randn(200, mimi.config.seanet.dim)
+    rows = objective.meanings(latents, torch.zeros(1, mimi.config.seanet.dim))
+    assert rows.shape == (2 * spelling.classes, mimi.config.seanet.dim)
+    assert (latents @ rows.T).var(0).sum().item() == pytest.approx(1, rel=1e-4)
 
 
 def test_shards_of_a_plan_are_the_whole_plan(

