@@ -34,6 +34,7 @@ LANES = 16  # all widths are multiples of it, as in native.c
 PATHS, BOOKS = 32, 64  # that a search can keep, and go through
 ROWS = 2  # that a call is for, at most: more are quicker by PyTorch
 SECONDS = 60  # that a compiler may take
+MATRIX, STACK = 1 << 24, 1 << 26  # numbers up to which one thread does not lose against several
 
 Address = ctypes.c_void_p
 Int = ctypes.c_int64
@@ -115,6 +116,11 @@ def addresses(tensors: Sequence[Tensor | None]) -> ctypes.Array[Address]:
     return (Address * len(tensors))(*(None if x is None else x.data_ptr() for x in tensors))
 
 
+def alone(numbers: int, most: int) -> bool:
+    """Whether so many numbers are read by one thread as soon as by those that PyTorch has."""
+    return numbers <= most or torch.get_num_threads() == 1
+
+
 def usable(*tensors: Tensor | None) -> bool:
     """Whether tensors lie as native.c reads them."""
     there = [x for x in tensors if x is not None]
@@ -185,9 +191,10 @@ class Stack:
             first.out.shape[0], first.out.shape[0] // heads, first.up.shape[0] // 2,
             first.down.shape[-1],
         )  # fmt: skip
-        return not any(n % LANES for n in widths) and all(
-            usable(*layer.tensors()) for layer in layers
-        )
+        there = [x for layer in layers for x in layer.tensors() if x is not None]
+        if any(n % LANES for n in widths) or not usable(*there):
+            return False
+        return alone(sum(x.numel() for x in there), STACK)
 
     def step(
         self,

@@ -98,7 +98,12 @@ class SplitLinear(nn.Module):
 
 def brief(x: Tensor, weight: Tensor) -> Tensor:
     """x [N, in] times weight [out, in], both float32 -> [N, out], as quickly as it goes."""
-    if 0 < len(x) <= native.ROWS and not x.shape[1] % native.LANES and native.library() is not None:
+    if (
+        0 < len(x) <= native.ROWS
+        and not x.shape[1] % native.LANES
+        and native.library() is not None
+        and native.alone(weight.numel(), native.MATRIX)
+    ):
         return native.product(x.contiguous(), weight)
     return turned(x, weight) if len(x) in (2, 3) else project(x, weight)
 

@@ -141,6 +141,21 @@ def test_other_widths_stay_with_pytorch(widths: dict[str, int]) -> None:
 
 
 @pytest.mark.usefixtures("there")
+@torch.no_grad()
+def test_large_matrices_are_left_to_many_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert native.alone(native.STACK + 1, native.STACK)  # the tests have one
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    assert native.alone(native.STACK, native.STACK)
+    monkeypatch.setattr(native, "STACK", 100)
+    monkeypatch.setattr(native, "MATRIX", 100)
+    monkeypatch.setattr(native, "product", lambda *_: pytest.fail("called"))
+    lm = MoshiLm(replace(TINY_LM, temporal=STACKS["lm"])).eval()
+    pack(lm)
+    assert lm.transformer.native is None
+    lm.text_linear(torch.randn(1, 64))
+
+
+@pytest.mark.usefixtures("there")
 @pytest.mark.parametrize("norm_out", [None, "layer"])
 @torch.no_grad()
 def test_depth(norm_out: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
