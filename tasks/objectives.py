@@ -30,6 +30,7 @@ from moshi_cli.tasks.train import step_generator
 from moshi_cli.tasks.utterances import Utterances
 
 Part = tuple[Tensor, Tensor, int]  # items, first frames, frames: what is decoded of a batch
+MEANT = 0.1  # what the sounds are worth to the acoustic codebooks, beside envelope and pitch
 AUDIBLE = ("mel", "stft", "wave", "listener", "adversarial")  # losses of the decoded sound
 
 
@@ -251,22 +252,26 @@ class CodecObjective:
             readout = cast("Readout", self.modules["readout"])
             costs = weights.get("envelope", 0.0), weights.get("pitch", 0.0)
             heard = readout.directions(wav, *costs)
-            aim(mimi.quantizer, latents, self.meanings(latents, heard), heard)
+            meant = self.meanings(latents)
+            if meant is None:
+                aim(mimi.quantizer, latents, heard, heard)
+            else:  # of which the acoustic codebooks are to keep some, too
+                share = MEANT * (latents @ heard.T).var(0).sum()
+                aim(mimi.quantizer, latents, meant, torch.cat([heard, meant * share.sqrt()]))
             for projection in mimi.quantizer.projections() if together() else ():
                 dist.broadcast(projection.weight, 0)
         mimi.quantizer.fit(latents, generator=generator)
 
-    def meanings(self, latents: Tensor, heard: Tensor) -> Tensor:
+    def meanings(self, latents: Tensor) -> Tensor | None:
         """What the semantic codebook is to keep of latents [N, D]: directions [M, D] that tell what
-        the teacher hears and which symbols are spoken, both worth the same; without either, those
-        that are `heard`."""
+        the teacher hears and which symbols are spoken, worth 1 each; None without either."""
         rows = []
         if "projection" in self.modules:
             rows.append(cast("nn.Linear", self.modules["projection"]).weight.float())
         if "speller" in self.modules:
             rows.append(cast("LatentSpeller", self.modules["speller"]).directions)
         rows = [r / (latents @ r.T).var(0).sum().sqrt() for r in rows]
-        return torch.cat(rows) if rows else heard
+        return torch.cat(rows) if rows else None
 
     def judge(
         self, real: Tensor, leaf: Tensor, generator: torch.Generator
