@@ -15,6 +15,7 @@ import hashlib
 import logging
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -66,7 +67,7 @@ def library() -> ctypes.CDLL | None:
         return None
     try:
         found = ctypes.CDLL(str(compiled()))
-    except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: no home
+    except (OSError, RuntimeError, ValueError, subprocess.SubprocessError) as error:
         log.debug("no native functions: %s", error)
         return None
     for name, arguments in SIGNATURES.items():
@@ -76,9 +77,13 @@ def library() -> ctypes.CDLL | None:
 
 
 def compiled() -> Path:
-    """The shared library, made if it is not there yet. OSError, SubprocessError if it cannot be."""
-    compiler = os.environ.get("CC") or next(filter(shutil.which, ("cc", "gcc", "clang")), None)
-    if compiler is None:
+    """The shared library, made if it is not there yet.
+
+    Raises OSError or SubprocessError if it cannot be made, RuntimeError if the user has no home,
+    ValueError for a CC that no shell reads.
+    """
+    compiler = os.environ.get("CC") or next(filter(shutil.which, ("cc", "gcc", "clang")), "")
+    if not compiler.strip():
         raise OSError("no C compiler")
     key = hashlib.sha256(SOURCE.read_bytes())
     for part in (compiler, platform.platform(), processor()):
@@ -91,8 +96,8 @@ def compiled() -> Path:
     with tempfile.TemporaryDirectory(dir=folder) as work:
         part_path, said = Path(work) / path.name, ""
         for flags in FLAGS:
-            command = [compiler, "-O3", "-shared", "-fPIC", *flags, "-o", str(part_path),
-                       str(SOURCE), "-lm"]  # fmt: skip
+            command = [*shlex.split(compiler), "-O3", "-shared", "-fPIC", *flags]
+            command += ["-o", str(part_path), str(SOURCE), "-lm"]
             done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
             if done.returncode == 0:
                 part_path.replace(path)

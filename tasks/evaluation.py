@@ -152,9 +152,11 @@ def machine() -> dict[str, Any]:
     """What computed: system, processor, cores, threads, load and, if there is one, the GPU."""
     import torch
 
+    from moshi_cli.core import native
+
     told: dict[str, Any] = {
         "system": platform.platform(), "processor": processor(), "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
+        "threads": torch.get_num_threads(), "native": native.library() is not None,
     }  # fmt: skip
     if hasattr(os, "getloadavg"):
         told["load"] = round(os.getloadavg()[0], 2)  # mean of the last minute

@@ -38,6 +38,13 @@ def versions() -> dict[str, str]:
     return found
 
 
+def has_native() -> bool:
+    """Whether steps in float32 on a CPU are done by compiled functions."""
+    from moshi_cli.core import native
+
+    return native.library() is not None
+
+
 def place(job: Job) -> dict[str, str]:
     """The device and the type that a job's words stand for; a codec is float32 always."""
     import torch
@@ -83,6 +90,7 @@ def prepare(job: Job) -> tuple[Candidate | None, dict[str, Any]]:
         "threads": torch.get_num_threads(),
         **place(job),
         "versions": versions(),
+        "native": job.who == "moshi" and has_native(),
         "facts": dict(candidate.facts),
     }
     lanes: dict[str, Any] = {}

@@ -237,7 +237,9 @@ def test_search(beam: int) -> None:
 @pytest.mark.usefixtures("anew")
 def test_without_it_all_is_done_by_pytorch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = wide_mimi()
-    for key, value in ((native.SWITCH, "0"), ("CC", "no-such-compiler"), ("CC", "false")):
+    for key, value in (
+        (native.SWITCH, "0"), ("CC", "no-such-compiler"), ("CC", "false"), ("CC", "cc '"),
+    ):  # fmt: skip
         with monkeypatch.context() as m:
             m.setenv("XDG_CACHE_HOME", str(tmp_path))
             m.setenv(key, value)
