@@ -61,6 +61,10 @@ class Codebook(nn.Module):
             return far.argmin(0).view(x.shape[:-1])
         return (self.half_norm - project(x, self.centroids)).argmin(-1)
 
+    def encode_many(self, x: Tensor) -> Tensor:
+        """x [N, D] -> codes [N], some at a time: N may be large."""
+        return torch.cat([self.encode(y) for y in x.split(FITTED)])
+
     def decode(self, codes: Tensor) -> Tensor:
         """codes [...] -> centroids [..., D]."""
         return F.embedding(codes, self.centroids)
@@ -74,7 +78,7 @@ class Codebook(nn.Module):
         self.cluster_usage.fill_(1.0)
         self.refresh()
         for _ in range(rounds):
-            counts, sums = self.assign(x, torch.cat([self.encode(y) for y in x.split(FITTED)]))
+            counts, sums = self.assign(x, self.encode_many(x))
             empty = counts == 0
             pick = torch.randint(len(x), (size,), generator=generator).to(x.device)
             self.embedding_sum.copy_(torch.where(empty[:, None], x[pick], sums))
@@ -247,7 +251,7 @@ class ResidualVq(nn.Module):
         z = r
         for layer in self.books:
             layer.fit(r, rounds, generator)
-            r = r - layer.decode(torch.cat([layer.encode(y) for y in r.split(FITTED)]))
+            r = r - layer.decode(layer.encode_many(r))
         for _ in range(REFINED if self.beam > 1 else 0):
             self.refine(z[: SEEN * len(layer.centroids)])
 
