@@ -32,6 +32,7 @@ from moshi_cli.core.vq import ResidualVq
 NEEDED = ("_reorder_linear_weight", "_linear_pointwise", "_is_mkldnn_bf16_supported")
 PART = 512  # numbers of a row that are multiplied at a time in SplitLinear
 ROWS = 4  # of the product that is computed for fewer: the kernel for one row is slower
+SOME, NUMBERS = 8, 4352  # rows, and numbers in all of them, up to which `turned` is the quickest
 NORMS = {"rms": 1e-8, "layer": 1e-5}  # their eps (see layers.make_norm)
 
 
@@ -98,14 +99,17 @@ class SplitLinear(nn.Module):
 
 def brief(x: Tensor, weight: Tensor) -> Tensor:
     """x [N, in] times weight [out, in], both float32 -> [N, out], as quickly as it goes."""
+    rows, into = x.shape
     if (
-        0 < len(x) <= native.ROWS
-        and not x.shape[1] % native.LANES
+        0 < rows <= native.ROWS
+        and not into % native.LANES
         and native.library() is not None
         and native.alone(weight.numel(), native.MATRIX)
     ):
         return native.product(x.contiguous(), weight)
-    return turned(x, weight) if len(x) in (2, 3) else project(x, weight)
+    if 1 < rows <= SOME and rows * into <= NUMBERS:
+        return turned(x, weight)
+    return project(x, weight)
 
 
 class TurnedLinear(nn.Module):
@@ -119,11 +123,7 @@ class TurnedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         into = x.shape[-1]
         rows = x.numel() // into
-        if 0 < rows <= native.ROWS:
-            return brief(x.reshape(rows, into), self.weight).view(*x.shape[:-1], -1)
-        if rows == 3:
-            return turned(x.reshape(rows, into), self.weight).view(*x.shape[:-1], -1)
-        return project(x, self.weight)
+        return brief(x.reshape(rows, into), self.weight).view(*x.shape[:-1], self.weight.shape[0])
 
 
 class Point(nn.Module):
