@@ -233,24 +233,26 @@ class Transformer(nn.Module):
 
     def brief(self, x: Tensor, state: TransformerState) -> bool:
         """Whether x [B, T, D] is what `step` is for."""
-        if self.native is None or len(x) > 1 or x.shape[1] > min(native.ROWS, state.chunk):
+        B, T, _ = x.shape
+        if self.native is None or not 0 < T <= state.chunk or B * T > native.ROWS:
             return False
         there = x.dtype == torch.float32 and native.usable(state.layers[0].k)
         return there and not torch.compiler.is_compiling()
 
     def step(self, x: Tensor, state: TransformerState, active: Tensor | None) -> Tensor:
-        """`forward` of one slot's next steps in one call (see native.py)."""
+        """`forward` of all slots' next steps in one call (see native.py)."""
         assert self.native is not None and self.config.context is not None
-        T, clock = x.shape[1], int(state.clock)
-        caches = native.addresses([c for kv in state.layers for c in (kv.k, kv.v)])
+        B, T, D = x.shape
+        clocks = (state.clock[:, None] + torch.arange(T)).flatten()
+        slots = torch.arange(B).repeat_interleave(T)
         turns = None
         if self.rope is not None:
-            cos, sin = self.rope.turns(torch.arange(clock, clock + T))  # [T, 1, Dh/2]
-            turns = torch.stack([cos, sin], -1).view(T, -1)
-        ring = state.layers[0].k.shape[2]
-        y = self.native.step(x[0], caches, ring, self.config.context, clock, turns)
+            cos, sin = self.rope.turns(clocks)  # [B · T, 1, Dh/2]
+            turns = torch.stack([cos, sin], -1).view(B * T, -1)
+        caches = native.Caches([(kv.k, kv.v) for kv in state.layers])
+        y = self.native.step(x.reshape(B * T, D), caches, self.config.context, clocks, slots, turns)
         state.clock += T if active is None else T * active
-        return y[None]
+        return y.view(B, T, D)
 
     def forward(
         self,

@@ -258,14 +258,14 @@ class DepthTransformer(nn.Module):
         past = h.new_empty(size).unbind()
         token, codes, kept, caches = text, [], [], None
         steps = self.steps or self.plan()
-        if len(h) == 1 and steps[0].native is not None:
-            queries, keys, _ = layers[0].split
-            caches = native.addresses([c[0, i:] for c in past for i in (queries, queries + keys)])
+        if len(h) <= native.ROWS and steps[0].native is not None:
+            caches = native.Caches([tuple(c.split(layers[0].split, 1)[1:]) for c in past])
+            slots = torch.arange(len(h))
         for k, step in enumerate(steps[:count]):
             seen = torch.cat([token, token]) if sampling.guided else token
             x = step.into(h) + self.embed_one(k, seen)
             if caches is not None and step.native is not None:
-                x = step.native.step(x, caches, count, count, k, None)
+                x = step.native.step(x, caches, count, torch.full_like(slots, k), slots, None)
             else:
                 for layer, use, cache in zip(layers, step.sets, past, strict=True):
                     x = layer.one(x, use, k, cache)

@@ -1,4 +1,4 @@
-/* Steps of a stream for one thread, in float32: what PyTorch needs hundreds of calls for, in one.
+/* Steps of streams for one thread, in float32: what PyTorch needs hundreds of calls for, in one.
 
    A step multiplies every matrix by one row or two, so it is as fast as the weights come from
    memory. Here two rows of a matrix are read side by side, which keeps more reads under way, and
@@ -69,10 +69,10 @@ INLINE floats gelu(floats x) {
     return x * 0.5f * pick(x < 0.0f, rest, 2.0f - rest);
 }
 
-/* What two rows of a matrix and R rows x [R, n] give: sums[2][R]. */
+/* What two rows of a matrix and R <= 4 rows x [R, n] give: sums[2][R]. */
 INLINE void dots(const float *one, const float *two, const float *x, int64_t stride, int64_t n,
                  const int R, float *sums) {
-    floats a[2][2] = {{{0}}}, b[2][2] = {{{0}}};
+    floats a[2][4] = {{{0}}}, b[2][4] = {{{0}}};
     int64_t i = 0;
     for (; i + 2 * LANES <= n; i += 2 * LANES) {
         floats w0 = at(one + i), w1 = at(one + i + LANES);
@@ -97,7 +97,7 @@ INLINE void rows_of(const float *w, const float *bias, const float *x, float *y,
     int64_t half = (out + 1) / 2;
     for (int64_t o = 0; o < half; o++) {
         int64_t other = o + half < out ? o + half : o;
-        float sums[4];
+        float sums[8];
         dots(w + o * in, w + other * in, x, stride, in, R, sums);
         for (int r = 0; r < R; r++) {
             float *to = y + r * out;
@@ -112,14 +112,18 @@ INLINE void rows_of(const float *w, const float *bias, const float *x, float *y,
 /* x [rows, in] times w -> y [rows, out]. w is [in / part, out, part]: stretches of its rows. */
 void product(const float *w, const float *bias, const float *x, float *y, int64_t rows, int64_t in,
              int64_t out, int64_t part) {
-    for (int64_t r = 0; r < rows; r += 2)
+    for (int64_t r = 0, some; r < rows; r += some) {
+        some = rows - r >= 4 ? 4 : rows - r >= 2 ? 2 : 1;
         for (int64_t at = 0; at < in; at += part) {
             const float *stretch = w + at * out, *from = x + r * in + at, *b = at ? 0 : bias;
-            if (r + 1 < rows)
+            if (some == 4)
+                rows_of(stretch, b, from, y + r * out, in, part, out, at > 0, 4);
+            else if (some == 2)
                 rows_of(stretch, b, from, y + r * out, in, part, out, at > 0, 2);
             else
                 rows_of(stretch, b, from, y + r * out, in, part, out, at > 0, 1);
         }
+    }
 }
 
 /* RMSNorm (shift NULL) or LayerNorm of x [dim]. */
@@ -182,19 +186,22 @@ static void attend(const float *q, const float *k, const float *v, int64_t first
 
 typedef struct {
     int64_t layers, dim, heads, kv_heads, hidden, gated, part; /* part: of the last matrix */
-    int64_t ring, context;                                    /* keys kept, keys seen */
+    int64_t ring, context; /* keys kept, keys seen */
+    int64_t apart;         /* numbers from the keys of a slot to those of the next */
     float eps;
 } Shape;
 
 enum { GAIN1, SHIFT1, QKV, OUT, GAIN2, SHIFT2, UP, DOWN, WEIGHTS };
 
-/* x [rows, dim], the steps from `clock` on of one stream, through a stack, in place.
+/* x [rows, dim], a step of a stream each, through a stack, in place.
 
-   weights [layers, WEIGHTS], caches [layers, 2] of [kv_heads, ring, width]: keys and values.
+   clocks, slots [rows]: which step of which stream; those of one stream follow each other.
+   weights [layers, WEIGHTS]; caches [layers, 2], keys and values: [slots, kv_heads, ring, width].
    turns [rows, width]: cosine and sine of every pair of a head's numbers; NULL: no positions.
    room: of floats, rows * (2 * dim + qkv + up + hidden) + ring + 2 * LANES. */
 void stack(const float *const *weights, float *const *caches, const Shape *shape,
-           const float *turns, int64_t clock, int64_t rows, float *x, float *room) {
+           const float *turns, const int64_t *clocks, const int64_t *slots, int64_t rows, float *x,
+           float *room) {
     const Shape s = *shape;
     int64_t width = s.dim / s.heads, all = (s.heads + 2 * s.kv_heads) * width;
     int64_t group = s.heads / s.kv_heads, into = s.gated ? 2 * s.hidden : s.hidden;
@@ -208,7 +215,7 @@ void stack(const float *const *weights, float *const *caches, const Shape *shape
         product(w[QKV], 0, y, qkv, rows, s.dim, all, s.dim);
         for (int64_t r = 0; r < rows; r++) {
             float *q = qkv + r * all, *new_k = q + s.heads * width;
-            int64_t cell = (clock + r) % s.ring;
+            int64_t cell = clocks[r] % s.ring, base = slots[r] * s.apart;
             if (turns)
                 for (int64_t i = 0; i < (s.heads + s.kv_heads) * width; i += 2) {
                     const float *turn = turns + r * width + i % width;
@@ -217,16 +224,16 @@ void stack(const float *const *weights, float *const *caches, const Shape *shape
                     q[i + 1] = re * turn[1] + im * turn[0];
                 }
             for (int64_t h = 0; h < s.kv_heads; h++) {
-                float *to = k + (h * s.ring + cell) * width;
+                float *to = k + base + (h * s.ring + cell) * width;
                 memcpy(to, new_k + h * width, width * sizeof(float));
-                to = v + (h * s.ring + cell) * width;
+                to = v + base + (h * s.ring + cell) * width;
                 memcpy(to, new_k + (s.kv_heads + h) * width, width * sizeof(float));
             }
         }
         for (int64_t h = 0; h < s.heads; h++)
             for (int64_t r = 0; r < rows; r++) {
-                int64_t last = clock + r, first = last >= s.context ? last - s.context + 1 : 0;
-                int64_t from = h / group * s.ring * width;
+                int64_t last = clocks[r], first = last >= s.context ? last - s.context + 1 : 0;
+                int64_t from = slots[r] * s.apart + h / group * s.ring * width;
                 attend(qkv + r * all + h * width, k + from, v + from, first, last - first + 1,
                        s.ring, width, scores, y + r * s.dim + h * width);
             }

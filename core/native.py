@@ -1,7 +1,7 @@
 """The quick way through a step on a CPU: native.c, compiled where it first runs.
 
-One call walks a whole stack of layers for a row or two of one stream, where PyTorch needs hundreds
-and reads the weights more slowly. It is for float32; `pack` (packing.py) hands it the weights.
+One call walks a whole stack of layers for a few rows, where PyTorch needs hundreds and reads the
+weights more slowly. It is for float32; `pack` (packing.py) hands it the weights.
 Without a C compiler, or with MOSHI_NATIVE=0 in the environment, everything is done by PyTorch, with
 the same results but for rounding. What is compiled is kept in the user's cache folder, by source,
 compiler and processor.
@@ -33,7 +33,7 @@ SWITCH = "MOSHI_NATIVE"  # 0: not used
 FLAGS = (("-march=native",), ("-mcpu=native",), ())  # the first that the compiler takes
 LANES = 16  # all widths are multiples of it, as in native.c
 PATHS, BOOKS = 32, 64  # that a search can keep, and go through
-ROWS = 2  # that a call is for, at most: more are quicker by PyTorch
+ROWS = 8  # that a call is for, at most
 SECONDS = 60  # that a compiler may take
 MATRIX, STACK = 1 << 24, 1 << 26  # numbers up to which one thread does not lose against several
 
@@ -47,6 +47,7 @@ class Shape(ctypes.Structure):
     _fields_ = [
         *((name, Int) for name in (
             "layers", "dim", "heads", "kv_heads", "hidden", "gated", "part", "ring", "context",
+            "apart",
         )),
         ("eps", ctypes.c_float),
     ]  # fmt: skip
@@ -54,7 +55,7 @@ class Shape(ctypes.Structure):
 
 SIGNATURES = {
     "product": (Address, Address, Address, Address, Int, Int, Int, Int),
-    "stack": (Address, Address, Address, Address, Int, Int, Address, Address),
+    "stack": (Address, Address, Address, Address, Address, Address, Int, Address, Address),
     "nearest": (Address, Int, Int, Int, Address, Address),
     "search": (Address, Int, Int, Int, Int, Address, Address, Address),
 }
@@ -169,6 +170,15 @@ class Weights:
                 self.gain2, self.shift2, self.up, self.down]  # fmt: skip
 
 
+class Caches:
+    """Keys and values of each layer: [slots, kv heads, ring, width], perhaps parts of larger ones."""
+
+    def __init__(self, layers: Sequence[tuple[Tensor, Tensor]]) -> None:
+        first = layers[0][0]
+        self.there = addresses([x for pair in layers for x in pair])
+        self.ring, self.apart = first.shape[2], first.stride(0)
+
+
 class Stack:
     """A stack of layers as native.c walks it. The weights are those of the model, not copies."""
 
@@ -181,10 +191,9 @@ class Stack:
         self.weights = addresses(self.kept)
         part = first.down.shape[-1]
         self.shape = Shape(
-            len(layers), self.dim, heads, kv_heads, self.hidden, gated, part, 0, 0, eps
+            len(layers), self.dim, heads, kv_heads, self.hidden, gated, part, 0, 0, 0, eps
         )
-        rows = first.qkv.shape[0] + first.up.shape[0] + 2 * self.dim + self.hidden
-        self.floats = ROWS * rows + 2 * LANES
+        self.floats = first.qkv.shape[0] + first.up.shape[0] + 2 * self.dim + self.hidden
 
     @staticmethod
     def fits(layers: Sequence[Weights], heads: int) -> bool:
@@ -204,23 +213,25 @@ class Stack:
     def step(
         self,
         x: Tensor,
-        caches: ctypes.Array[Address],
-        ring: int,
+        caches: Caches,
         context: int,
-        clock: int,
+        clocks: Tensor,
+        slots: Tensor,
         turns: Tensor | None,
     ) -> Tensor:
-        """x [T, D], steps from `clock` on of one stream -> [T, D]; new keys go into the caches, of
-        [kv heads, ring, width] each. turns [T, width]: cosine and sine of each pair."""
-        lib = library()
-        assert lib is not None and len(x) <= ROWS and ring >= min(context, clock + 1) + len(x) - 1
+        """x [N, D], step clocks[n] of slot slots[n] each (long[N]) -> [N, D]; new keys go into the
+        caches. turns [N, width]: cosine and sine of each pair."""
+        lib, rows = library(), len(x)
+        assert lib is not None and rows <= ROWS and rows == len(clocks) == len(slots)
+        assert all(t.dtype == torch.long and t.is_contiguous() for t in (clocks, slots))
         y = x.clone(memory_format=torch.contiguous_format)
-        room = x.new_empty(self.floats + ring)
-        self.shape.ring, self.shape.context = ring, context
+        room = x.new_empty(rows * self.floats + caches.ring + 2 * LANES)
+        shape = self.shape
+        shape.ring, shape.context, shape.apart = caches.ring, context, caches.apart
         lib.stack(
-            self.weights, caches, ctypes.byref(self.shape),
-            None if turns is None else turns.data_ptr(), clock, len(x), y.data_ptr(),
-            room.data_ptr(),
+            self.weights, caches.there, ctypes.byref(shape),
+            None if turns is None else turns.data_ptr(), clocks.data_ptr(), slots.data_ptr(), rows,
+            y.data_ptr(), room.data_ptr(),
         )  # fmt: skip
         return y
 

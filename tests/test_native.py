@@ -86,13 +86,14 @@ def pair(config: TransformerConfig) -> tuple[Transformer, Transformer]:
 @pytest.mark.usefixtures("there")
 @pytest.mark.parametrize("name", STACKS)
 @pytest.mark.parametrize("chunk", [1, 2])
+@pytest.mark.parametrize("slots", [1, 2, 3, 4])
 @torch.no_grad()
-def test_stack(name: str, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Until the ring has gone round, with a pause, and with pieces that are turned round."""
+def test_stack(name: str, slots: int, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until the rings have gone round, with pauses, a new stream, and pieces that are turned."""
     quick, slow = pair(STACKS[name])
     D, steps = STACKS[name].dim, 0
     states: list[TransformerState] = [
-        t.init_state(1, dtype=torch.float32, device="cpu", chunk=2) for t in (quick, slow)
+        t.init_state(slots, dtype=torch.float32, device="cpu", chunk=2) for t in (quick, slow)
     ]
     called: list[int] = []
     walk = native.Stack.step
@@ -103,13 +104,17 @@ def test_stack(name: str, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(native.Stack, "step", counted)
     for i in range(2 * STACKS[name].context // chunk + 3):
-        x = torch.randn(1, D, chunk).transpose(1, 2)
-        active = torch.tensor([i != 3]) if i % 2 else None
+        x = torch.randn(slots, D, chunk).transpose(1, 2)
+        active = (torch.arange(slots) + i) % 5 != 0 if i % 2 else None
         close(quick(x, states[0], active), slow(x, states[1], active))
-        steps += chunk * (i != 3)
-    assert states[0].clock.tolist() == states[1].clock.tolist() == [steps]
-    assert set(called) == {chunk} and len(called) > 5
-    x = torch.randn(1, 6, D)  # more at once, then on
+        steps += chunk * (1 if active is None else int(active[0]))
+        if i == 4:
+            for state in states:
+                state.reset(torch.arange(slots) == 1)
+    assert states[0].clock.tolist() == states[1].clock.tolist()
+    assert states[0].clock[0] == steps
+    assert set(called) == {slots * chunk} and len(called) > 5
+    x = torch.randn(slots, 6, D)  # more at once, then on
     close(quick(x, states[0]), slow(x, states[1]))
     close(quick(x[:, :1], states[0]), slow(x[:, :1], states[1]))
 
@@ -119,8 +124,8 @@ def test_stack(name: str, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_not_for_it_goes_the_usual_way(monkeypatch: pytest.MonkeyPatch) -> None:
     quick, slow = pair(STACKS["lm"])
     monkeypatch.setattr(native.Stack, "step", lambda *_: pytest.fail("called"))
-    x = torch.randn(2, 1, 64)
-    for slots, exact, dtype in ((2, True, torch.float32), (1, False, torch.float32),
+    x = torch.randn(9, 1, 64)
+    for slots, exact, dtype in ((9, True, torch.float32), (1, False, torch.float32),
                                 (1, True, torch.bfloat16)):  # fmt: skip
         a, b = (
             t.init_state(slots, dtype=dtype, device="cpu", exact_window=exact)
@@ -169,7 +174,7 @@ def test_depth(norm_out: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     pack(packed)
     assert packed.depth is not None and plain.depth is not None
     assert packed.depth.steps is not None and packed.depth.steps[0].native is not None
-    for rows in (1, 2):
+    for rows in (1, 2, 5, 8, 9):
         h, text = torch.randn(rows, config.temporal.dim), torch.randint(9, (rows,))
         codes, logits = packed.depth.sample(h, text, GREEDY)
         same, expected = plain.depth.sample(h, text, GREEDY)
