@@ -171,7 +171,7 @@ class Weights:
 
 
 class Caches:
-    """Keys and values of each layer: [slots, kv heads, ring, width], perhaps parts of larger ones."""
+    """Keys and values of each layer: [slots, kv heads, ring, width], or views of more."""
 
     def __init__(self, layers: Sequence[tuple[Tensor, Tensor]]) -> None:
         first = layers[0][0]
