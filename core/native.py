@@ -18,6 +18,7 @@ import platform
 import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -86,6 +87,8 @@ def compiled() -> Path:
     compiler = os.environ.get("CC") or next(filter(shutil.which, ("cc", "gcc", "clang")), "")
     if not compiler.strip():
         raise OSError("no C compiler")
+    if sys.platform == "darwin":  # where cc may be a stand-in that asks to be installed
+        subprocess.run(["xcode-select", "-p"], capture_output=True, check=True, timeout=SECONDS)
     key = hashlib.sha256(SOURCE.read_bytes())
     for part in (compiler, platform.platform(), processor()):
         key.update(part.encode())
