@@ -229,7 +229,7 @@ class Stack:
         assert all(t.dtype == torch.long and t.is_contiguous() for t in (clocks, slots))
         y = x.clone(memory_format=torch.contiguous_format)
         room = x.new_empty(rows * self.floats + caches.ring + 2 * LANES)
-        shape = self.shape
+        shape = Shape.from_buffer_copy(self.shape)  # several threads may step one model
         shape.ring, shape.context, shape.apart = caches.ring, context, caches.apart
         lib.stack(
             self.weights, caches.there, ctypes.byref(shape),
