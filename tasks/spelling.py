@@ -53,9 +53,7 @@ class Spelling:
 
     def classes_of(self, word: str) -> tuple[int, ...]:
         """The classes of a word's symbols."""
-        word = word.lower()
-        if self.lexicon is not None:
-            word = self.lexicon.get(bare(word), "")
+        word = word.lower() if self.lexicon is None else self.lexicon.get(bare(word), "")
         return tuple(self.symbols.index(c) + 1 for c in word if c in self.symbols)
 
 
@@ -101,13 +99,17 @@ def spell(words: Sequence[Spelled] | None, frames: int) -> Tensor:
 
 
 def cut(words: Sequence[Spelled], until_s: float) -> list[Spelled]:
-    """What has been said of words at a time in seconds: the symbols of the last one until then."""
+    """What has been said of words at a time in seconds: the symbols of the last one until then.
+
+    A word of unknown symbols has been said, too.
+    """
     kept = []
     for word, start_s, end_s in words:
+        unknown = not word
         if end_s > until_s:
             share = max(until_s - start_s, 0.0) / max(end_s - start_s, 1e-9)
             word, end_s = word[: round(share * len(word))], until_s
-        if word:
+        if word or (unknown and end_s > start_s):
             kept.append((word, start_s, end_s))
     return kept
 

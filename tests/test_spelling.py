@@ -60,6 +60,8 @@ def test_a_word_that_breaks_off_has_the_letters_that_were_said() -> None:
     assert cut(words, 0.6) == [one, ((6, 15), 0.4, 0.6)]
     assert cut(words, 0.42) == [one] and cut(words, -1.0) == []
     assert cut([((1,), 0.5, 0.5)], 0.4) == []
+    strange = LETTERS.spelled([("42", 0.1, 0.3), ("7", 0.4, 0.8), ("9", 0.9, 1.0)])
+    assert cut(strange, 0.6) == [((), 0.1, 0.3), ((), 0.4, 0.6)]  # unknown, not silent
     assert cut([((1,), 0.5, 0.5)], 0.5) == [((1,), 0.5, 0.5)]
 
 
