@@ -29,7 +29,7 @@ from moshi_cli.tasks import parallel
 from moshi_cli.tasks.mixture import Mixture, Takes
 from moshi_cli.tasks.randomness import generator_of, pick
 from moshi_cli.tasks.samples import LmBatch, Samples
-from moshi_cli.tasks.spelling import ROWS, UNKNOWN, Speller, read_spelling
+from moshi_cli.tasks.spelling import PER_FRAME, ROWS, UNKNOWN, Speller, read_spelling
 from moshi_cli.tasks.stages import LmStage, Source
 from moshi_cli.tasks.workers import Ahead
 
@@ -159,7 +159,16 @@ class LmObjective:
         hide |= self.narrowed(batch, generator)
         keep = torch.rand(B, 1, S, generator=generator) < stage.depth_share
         mask = torch.cat([s.mask[:, :1], s.mask[:, 1 : 1 + Q] & keep, s.mask[:, 1 + Q :]], 1)
-        return replace(batch, shifted=Shifted(torch.where(hide, ZERO, s.inputs), s.targets, mask))
+        letters = batch.letters
+        untold = s.mask[:, 1 : 1 + Q].flatten(1).any(1) & ~hide[:, 1 : 1 + Q].flatten(1).all(1)
+        untold &= torch.rand(B, generator=generator) < stage.untold
+        if untold.any():
+            hide[untold, 0, 1:], mask[untold, 0] = True, False
+            if letters is not None:  # what is about to be spoken only the text could tell
+                letters = letters.clone()
+                letters[untold, PER_FRAME:] = UNKNOWN
+        seen = Shifted(torch.where(hide, ZERO, s.inputs), s.targets, mask)
+        return replace(batch, shifted=seen, letters=letters)
 
     def narrowed(self, batch: LmBatch, generator: torch.Generator) -> Tensor:
         """bool[B, K, 1]: streams that an item does not see, so that no item leans on its rarest

@@ -188,6 +188,7 @@ class LmStage(Stage):
     narrow: float = 0.0  # … that of a voice, for a whole item, only the first codebooks are seen
     narrow_given: float = 0.0  # … the same, for a voice that the task gives
     deaf: float = 0.0  # … that the voice it makes is not seen at all for an item: text must do
+    untold: float = 0.0  # … that it makes a voice without seeing any text: what guidance leaves
     hide_text: float = 0.0  # … that a text token is not seen
     spelled_by: int = 3  # lower layers that the loss `letters` teaches (see spelling.py)
     depth_share: float = 1.0  # part of the frames on which the depth transformer learns

@@ -32,6 +32,7 @@ from moshi_cli.tasks.objectives import CodecObjective
 from moshi_cli.tasks.optimizers import orthogonalized
 from moshi_cli.tasks.samples import Samples
 from moshi_cli.tasks.seeding import seed_embeddings
+from moshi_cli.tasks.spelling import UNKNOWN
 from moshi_cli.tasks.stages import Casting, CodecStage, LmStage, Shape, Source, Stage
 from moshi_cli.tasks.train import Run, checkpoints, read_tensors, train
 
@@ -177,6 +178,22 @@ def test_a_deaf_voice_has_text_alone(cache: Path, tiny_text: Text) -> None:
     for row, task in zip(narrowed.shifted.inputs, narrowed.names, strict=True):
         assert (row[1:5] >= 0).any(1).all() == (task == "asr") or (row[4] < 0).any()
         assert (row[1] >= 0).any()
+
+
+def test_an_untold_voice_has_sound_alone(cache: Path, tiny_text: Text) -> None:
+    stage = lm_stage(cache, hide=0.0, untold=1.0, losses={"text": 1.0, "letters": 1.0})
+    objective = lm_objective(replace(stage, spelled_by=2), cache, tiny_text)
+    for batch in objective.draw(0).batches:
+        assert batch.letters is not None
+        for s, task in enumerate(batch.names):
+            row = batch.shifted.inputs[s]
+            told = bool((row[0, 1:] > PAD).any())
+            assert told == bool(batch.shifted.mask[s, 0].any()) == (task == "asr")
+            assert (row[1:5] >= 0).any()
+            assert (batch.letters[s, 2:] == UNKNOWN).all()
+            assert (batch.letters[s, :2] > 0).any() == (task != "tts")
+    deaf = lm_objective(replace(stage, deaf=1.0, spelled_by=2), cache, tiny_text).draw(0)
+    assert all((row[0, 1:] > PAD).any() for batch in deaf.batches for row in batch.shifted.inputs)
 
 
 def test_other_voices_speak_too(cache: Path, tiny_text: Text) -> None:
