@@ -283,6 +283,9 @@ class ModelConfig:
         default_factory=dict
     )  # task name -> lag_s it was trained with
     sampling: Sampling = Sampling()
+    samplings: Mapping[str, Sampling] = field(
+        default_factory=dict
+    )  # task name -> how that task draws instead; with guidance if it learnt to do without text
     silence_s: float = 0.0  # silence an STT wants before the sound
     ahead: int = 0  # words of look-ahead in the second text stream of a TTS
     voice_id: str = ""  # suffix of voice files made for this TTS, "sig@epoch"
@@ -300,6 +303,10 @@ class ModelConfig:
         if self.lm is None:
             return self.mimi.quantizer.codebooks
         return max(self.lm.dep_q, self.lm.n_q - self.lm.dep_q)
+
+    def sampling_of(self, task: str) -> Sampling:
+        """How a task of that name draws its tokens."""
+        return self.samplings.get(task, self.sampling)
 
     def fit(self, task: Task) -> Task:
         """The task with the lag this checkpoint was trained with; ModelError if it cannot do it."""

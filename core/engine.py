@@ -88,7 +88,7 @@ class Engine:
         exact_window: bool = True,
         compile: bool = False,
     ):
-        """sampling: that of the model if None. steer: needed where the task steers text.
+        """sampling: if None, the model's for this task. steer: needed where the task steers text.
 
         codebooks: make only so many (quicker, coarser). prompt_frames: room for audio prompts;
         hide_prompt: the null half of guidance does not see them. exact_window: see Mimi.init_state.
@@ -96,7 +96,7 @@ class Engine:
         assert model.lm is not None
         self.model, self.task = model, task
         self.pattern = DelayPattern.of(task, model.lm.config, codebooks)
-        self.sampling = sampling or model.config.sampling
+        self.sampling = sampling or model.config.sampling_of(task.name)
         self.stepper = Stepper(
             model.lm, self.pattern, self.sampling, steer=steer, hide_prompt=hide_prompt
         )

@@ -1,13 +1,15 @@
 """The config.json of a published checkpoint <-> ModelConfig, LmConfig.
 
-Keys are upstream's. Two are ours: `tasks` (name -> lag in seconds, for models that do several) and
-`low_rank_embeddings` (of the temporal transformer).
+Keys are upstream's. Three are ours: `tasks` (name -> lag in seconds, for models that do several),
+`task_gen_config` (name -> what differs from `lm_gen_config`) and `low_rank_embeddings` (of the
+temporal transformer).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from moshi_cli.core.config import (
@@ -46,7 +48,7 @@ _DEPTH_KEYS = {
 _MODEL_KEYS = {
     "moshi_name", "mimi_name", "mimi_config_name", "tokenizer_name", "lora_name", "model_type",
     "lm_gen_config", "tts_config", "stt_config", "model_id", "lora", "lora_rank", "lora_scaling",
-    "tasks",
+    "tasks", "task_gen_config",
 }  # fmt: skip
 _SAMPLING_KEYS = {  # of lm_gen_config; upstream has two spellings for the text temperature
     "temp": "temp", "top_k": "top_k", "temp_text": "text_temp", "text_temp": "text_temp",
@@ -172,6 +174,20 @@ def read_lm(data: Mapping[str, Any], where: str = "config.json") -> LmConfig:
     )
 
 
+def read_sampling(given: Mapping[str, Any] | None, usual: Sampling) -> Sampling:
+    """What a file says about sampling, over what is usual; other keys are upstream's business."""
+    known = {_SAMPLING_KEYS[k]: v for k, v in (given or {}).items() if k in _SAMPLING_KEYS}
+    return replace(usual, **known)
+
+
+def write_sampling(s: Sampling) -> dict[str, float]:
+    """The same for a file."""
+    return {
+        "temp": s.temp, "top_k": s.top_k, "temp_text": s.text_temp, "top_k_text": s.text_top_k,
+        "cfg_coef": s.guidance,
+    }  # fmt: skip
+
+
 def read_model(
     data: Mapping[str, Any], mimi: MimiConfig, where: str = "config.json"
 ) -> ModelConfig:
@@ -187,17 +203,20 @@ def read_model(
             "stt": {"asr": stt.get("audio_delay_seconds", 0.0)},
             "tts": {"tts": -tts.get("audio_delay", 0.0)},
         }.get(kind, {"chat": 0.0})
-    given: dict[str, Any] = {"temp": 0.6, "text_temp": 0.6} if kind == "tts" else {}
-    for key, value in (data.get("lm_gen_config") or {}).items():
-        if key in _SAMPLING_KEYS:  # others are upstream's own business
-            given[_SAMPLING_KEYS[key]] = value
+    usual = Sampling(temp=0.6, text_temp=0.6) if kind == "tts" else Sampling()
+    sampling = read_sampling(data.get("lm_gen_config"), usual)
+    special = (data.get("task_gen_config") or {}).items()
     voice = data.get("model_id") or {}
     return ModelConfig(
         mimi=mimi,
         lm=read_lm(data, where),
         kind=kind,
         lags={name: float(lag) for name, lag in lags.items()},
-        sampling=Sampling(**given),
+        sampling=sampling,
+        samplings={
+            name: replace(read_sampling(given, sampling), guide_text=False)
+            for name, given in special
+        },
         silence_s=float(stt.get("audio_silence_prefix_seconds", 0.0)),
         ahead=int(tts.get("second_stream_ahead", 0)),
         voice_id=f"{voice['sig']}@{voice['epoch']}" if {"sig", "epoch"} <= voice.keys() else "",
@@ -297,11 +316,10 @@ def write_model(config: ModelConfig) -> dict[str, Any]:
             "cross_attention_pos_emb": lm.fuser.cross_positions,
             "cross_attention_pos_emb_scale": lm.fuser.cross_scale,
         },
-        "lm_gen_config": {
-            "temp": s.temp, "top_k": s.top_k, "temp_text": s.text_temp, "top_k_text": s.text_top_k,
-            "cfg_coef": s.guidance,
-        },
+        "lm_gen_config": write_sampling(s),
     }  # fmt: skip
+    if config.samplings:
+        data["task_gen_config"] = {k: write_sampling(v) for k, v in config.samplings.items()}
     if lm.depth is not None:
         data |= write_depth(lm.depth, lm.dep_q)
     if config.lora_file:

@@ -49,7 +49,7 @@ class TalkingFlags:
     text_temperature: Annotated[float | None, flag("--text-temperature", "Of words.", min=0)] = None
     top_k: Annotated[int | None, flag("--top-k", "Of the voice; 0: all.", min=0)] = None
     top_k_text: Annotated[int | None, flag("--top-k-text", "Of words; 0: all.", min=0)] = None
-    cfg_coef: Annotated[float, flag("--cfg-coef", "Guidance, where it was learnt.")] = 1.0
+    cfg_coef: Annotated[float | None, flag("--cfg-coef", "Guidance, where it was learnt.")] = None
     greedy: Annotated[bool, flag("--greedy", "Always the likeliest token.")] = False
     lead_silence: Annotated[float, flag("--lead-silence", "Seconds before the sound.", min=0)] = 0.0
     tail_silence: Annotated[float, flag("--tail-silence", "Seconds after it.", min=0)] = 2.0
@@ -83,16 +83,19 @@ def talking_sampling(config: ModelConfig, flags: TalkingFlags) -> Sampling:
     for name in ("text_prompt", "voice_prompt"):
         if getattr(flags, name) is not None:
             raise ModelError(f"this model cannot be told a --{name.replace('_', '-')}")
-    if flags.cfg_coef != 1 and config.kind != "hibiki":
+    usual, guidance = config.sampling_of("chat"), flags.cfg_coef
+    if config.kind == "hibiki":
+        guidance = 1.0 if guidance is None else guidance  # none unless asked for
+    elif guidance not in (None, 1.0) and not usual.guided:
         raise ModelError("this model was not trained for --cfg-coef")
     asked = {
         "temp": flags.temperature, "text_temp": flags.text_temperature, "top_k": flags.top_k,
-        "text_top_k": flags.top_k_text, "guidance": flags.cfg_coef,
+        "text_top_k": flags.top_k_text, "guidance": guidance,
     }  # fmt: skip
     if flags.greedy:
         asked |= {"temp": 0.0, "text_temp": 0.0}
     changed: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
-    return replace(config.sampling, **changed)
+    return replace(usual, **changed)
 
 
 class Table:

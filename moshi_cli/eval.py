@@ -161,6 +161,7 @@ def qa(
     ] = None,
     top_k: Annotated[int | None, flag("--top-k", "Of the voice; 0: all.", min=0)] = None,
     top_k_text: Annotated[int | None, flag("--top-k-text", "Of words; 0: all.", min=0)] = None,
+    cfg_coef: Annotated[float | None, flag("--cfg-coef", "As in `moshi chat`.")] = None,
     greedy: Annotated[bool, flag("--greedy", "Always the likeliest token.")] = False,
     lead_silence: Annotated[float, flag("--lead-silence", "Seconds before it.", min=0)] = 0.0,
     tail_silence: Annotated[float, flag("--tail-silence", "Seconds to answer in.", min=0)] = 6.0,
@@ -182,7 +183,7 @@ def qa(
 
     talking = TalkingFlags(
         temperature=temperature, text_temperature=text_temperature, top_k=top_k,
-        top_k_text=top_k_text, greedy=greedy, lead_silence=lead_silence,
+        top_k_text=top_k_text, cfg_coef=cfg_coef, greedy=greedy, lead_silence=lead_silence,
         tail_silence=tail_silence, compile=compile,
     )  # fmt: skip
     return run(

@@ -77,7 +77,9 @@ def result_config(stage: LmStage, config: ModelConfig) -> ModelConfig:
     told = config.lm is not None and any(c.name == "lag" for c in config.lm.conditions)
     only = {"stt": "asr", "tts": "tts"}.get(config.kind)  # what such a config.json can say
     kind = config.kind if only is None or list(taught) == [only] else "moshi"
-    return replace(config, lags={**config.lags, **taught} if told else taught, kind=kind)
+    lags = {**config.lags, **taught} if told else taught
+    drawn = {name: replace(s, guide_text=False) for name, s in stage.sampling.items()}
+    return replace(config, lags=lags, kind=kind, samplings={**config.samplings, **drawn})
 
 
 def addresses(config: ModelConfig, place: Place) -> ModelConfig:

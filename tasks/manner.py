@@ -42,7 +42,7 @@ def speaking_sampling(config: ModelConfig, manner: Manner) -> Sampling:
     """
     if not 0.25 <= manner.speed <= 4:
         raise UsageError("the speed must be between 0.25 and 4")
-    sampling = replace(config.sampling, pad_bonus=-2 * math.log(manner.speed))
+    sampling = replace(config.sampling_of("tts"), pad_bonus=-2 * math.log(manner.speed))
     if config.kind != "tts":
         sampling = replace(sampling, text_temp=1.0)
     if manner.temperature is not None:
@@ -52,6 +52,8 @@ def speaking_sampling(config: ModelConfig, manner: Manner) -> Sampling:
     if config.kind == "tts":
         coef = GUIDED if manner.cfg_coef is None else manner.cfg_coef
         return replace(sampling, guidance=coef, guide_text=False)
+    if manner.cfg_coef is not None and config.sampling_of("tts").guided:
+        return replace(sampling, guidance=manner.cfg_coef)
     if manner.cfg_coef not in (None, 1.0):
         raise ModelError("this model was not trained for --cfg-coef")
     return sampling

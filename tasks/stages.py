@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from moshi_cli.core.config import Sampling
 from moshi_cli.tasks.augment import Augment
 
 
@@ -194,6 +195,8 @@ class LmStage(Stage):
     depth_share: float = 1.0  # part of the frames on which the depth transformer learns
     compile: bool = False  # the temporal layers are compiled, for each of `shapes`
     acoustic_delay: int | None = None  # frames; None: as the model has it
+    sampling: dict[str, Sampling] = field(default_factory=dict)  # of a task, for the model's users;
+    # guidance other than 1 tells that it learnt to be guided by its text (`untold`)
     lag_range_s: tuple[float, float] = (0.0, 0.0)  # single streams: drawn for each sample
     lora: Lora | None = None  # adapters instead of the weights themselves
     casting: Casting = Casting()  # of sources of the form "takes"

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from test_lora import close, run, stir
 
 from moshi_cli.core import lora
-from moshi_cli.core.config import ConditionConfig, FuserConfig, ModelConfig
+from moshi_cli.core.config import ConditionConfig, FuserConfig, ModelConfig, Sampling
 from moshi_cli.core.errors import ModelError
 from moshi_cli.core.hub import Source as Place
 from moshi_cli.core.lm import MoshiLm
@@ -68,6 +68,11 @@ def test_lags_come_from_the_stage_then_the_model(base: Path) -> None:
     assert (tts.kind, tts.lags) == ("tts", {"tts": -0.64})
     asr = finetune.result_config(stage, TTS_1_6B)
     assert (asr.kind, asr.lags) == ("moshi", {"asr": 0.32})
+    drawn = replace(stage, sampling={"tts": Sampling(temp=0.4, guidance=2.0)})
+    told = finetune.result_config(drawn, model.config)
+    again = ModelConfig.from_kyutai(told.to_kyutai(), told.mimi)
+    assert again == told and again.sampling_of("chat") == told.sampling
+    assert again.sampling_of("tts") == Sampling(temp=0.4, guidance=2.0, guide_text=False)
 
 
 def test_what_a_model_cannot_learn_is_refused(base: Path, tiny_text: Text) -> None:

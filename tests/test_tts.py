@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from moshi_cli.core.config import ConditionConfig, FuserConfig, LmConfig, ModelConfig
+from moshi_cli.core.config import ConditionConfig, FuserConfig, LmConfig, ModelConfig, Sampling
 from moshi_cli.core.engine import Engine
 from moshi_cli.core.errors import ModelError, UsageError
 from moshi_cli.core.lm import MoshiLm
@@ -25,6 +25,7 @@ from moshi_cli.tasks.loop import drive
 from moshi_cli.tasks.manner import Manner, speaking_conditions, speaking_sampling, voice_prompt
 from moshi_cli.tasks.prompter import Scribe, form_of
 from moshi_cli.tasks.tts import (
+    TTS,
     Recording,
     Speaking,
     arriving,
@@ -246,6 +247,17 @@ def test_guidance_is_refused_where_it_was_not_learnt(model: Model) -> None:
     assert speaking_sampling(model.config, Manner(temperature=0.3)).text_temp == 0.3
     with pytest.raises(ModelError):
         speaking_sampling(model.config, Manner(cfg_coef=2.0))
+
+
+def test_guidance_that_a_model_of_several_tasks_learnt(model: Model) -> None:
+    learnt = Sampling(temp=0.4, guidance=2.0, guide_text=False)
+    config = replace(model.config, samplings={"tts": learnt})
+    drawn = speaking_sampling(config, Manner())
+    assert (drawn.temp, drawn.text_temp, drawn.guidance, drawn.guide_text) == (0.4, 1.0, 2.0, False)
+    assert speaking_sampling(config, Manner(cfg_coef=1.5, temperature=0.6)).guidance == 1.5
+    assert not speaking_sampling(config, Manner(cfg_coef=1.0)).guided
+    own = Engine(replace(model, config=config), config.fit(TTS), 1, steer=Script(9))
+    assert own.sampling == learnt and len(own.state.step.lm.clock) == 2
 
 
 def test_guidance_of_a_published_model(demux: Model) -> None:
