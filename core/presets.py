@@ -128,7 +128,7 @@ MOSHI_NANO = ModelConfig(
         fuser=FuserConfig(sum=("lag",)),
     ),
     lags={"chat": 0.0, "asr": 0.64, "tts": -0.64},
-    silence_s=0.16,  # a word in the first frame of all is not heard
+    silence_s=0.48,  # words at the very beginning are not heard well
     mimi_file="mimi.safetensors", mimi_config_file="mimi.json", text_file="text.model",
 )  # fmt: skip
 

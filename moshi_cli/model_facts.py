@@ -157,6 +157,10 @@ def _lm(config: ModelConfig) -> dict[str, Any]:
         "pause_heads": lm.extra_heads or None, "voice_id": config.voice_id or None,
         "temperature": {"codes": config.sampling.temp, "text": config.sampling.text_temp},
         "top_k": {"codes": config.sampling.top_k, "text": config.sampling.text_top_k},
+        "task_sampling": [
+            f"{name}: codes {s.temp:g}, text {s.text_temp:g}, guidance {s.guidance:g}"
+            for name, s in config.samplings.items()
+        ],
     }  # fmt: skip
 
 
