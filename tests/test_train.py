@@ -188,6 +188,7 @@ def test_an_untold_voice_has_sound_alone(cache: Path, tiny_text: Text) -> None:
         for s, task in enumerate(batch.names):
             row = batch.shifted.inputs[s]
             told = bool((row[0, 1:] > PAD).any())
+            assert row[0, 0] == TINY_LM.text_vocab  # as the half of guidance reads it
             assert told == bool(batch.shifted.mask[s, 0].any()) == (task == "asr")
             assert (row[1:5] >= 0).any()
             assert (batch.letters[s, 2:] == UNKNOWN).all()
