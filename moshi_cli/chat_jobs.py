@@ -83,10 +83,10 @@ def talking_sampling(config: ModelConfig, flags: TalkingFlags) -> Sampling:
     for name in ("text_prompt", "voice_prompt"):
         if getattr(flags, name) is not None:
             raise ModelError(f"this model cannot be told a --{name.replace('_', '-')}")
-    usual, guidance = config.sampling_of("chat"), flags.cfg_coef
-    if config.kind == "hibiki":
-        guidance = 1.0 if guidance is None else guidance  # none unless asked for
-    elif guidance not in (None, 1.0) and not usual.guided:
+    usual, guidance, own = config.sampling_of("chat"), flags.cfg_coef, "chat" in config.samplings
+    if guidance is None and not own:
+        guidance = 1.0  # none unless asked for
+    if guidance not in (None, 1.0) and config.kind != "hibiki" and not (own and usual.guided):
         raise ModelError("this model was not trained for --cfg-coef")
     asked = {
         "temp": flags.temperature, "text_temp": flags.text_temperature, "top_k": flags.top_k,

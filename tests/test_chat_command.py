@@ -8,6 +8,7 @@ import subprocess
 import sys
 import types
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ import torch
 from typer.testing import CliRunner
 
 from moshi_cli import app as cli
+from moshi_cli.chat_jobs import TalkingFlags, talking_sampling
 from moshi_cli.core import audio
-from moshi_cli.core.config import ModelConfig
+from moshi_cli.core.config import ModelConfig, Sampling
+from moshi_cli.core.errors import ModelError
 from moshi_cli.core.lm import MoshiLm
 from moshi_cli.core.mimi import Mimi
 from moshi_cli.core.text import Text
@@ -210,3 +213,14 @@ def test_without_sounddevice(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) ->
     done = invoke("--force")
     assert done.exit_code == 6 and done.stderr.count("error:") == 1
     assert "pip install sounddevice" in done.stderr
+
+
+def test_guidance_is_used_where_dialogue_learnt_it() -> None:
+    plain = ModelConfig(sampling=Sampling(guidance=3.0))  # of a file, for no task by name
+    assert not talking_sampling(plain, TalkingFlags()).guided
+    learnt = replace(plain, samplings={"chat": Sampling(guidance=2.0, guide_text=False)})
+    assert talking_sampling(learnt, TalkingFlags()).guidance == 2.0
+    assert talking_sampling(learnt, TalkingFlags(cfg_coef=1.5)).guidance == 1.5
+    for config in (plain, replace(plain, samplings={"chat": Sampling()})):
+        with pytest.raises(ModelError):
+            talking_sampling(config, TalkingFlags(cfg_coef=2.0))
