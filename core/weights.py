@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -202,19 +203,29 @@ def read_config(source: Source, config_file: str | None = None) -> ModelConfig:
             raise ModelError(f"{source.folder or source.repo}: there is no file {config_file!r}")
         return MOSHI_7B
     data = read_json(path)
-    if "seanet" in data:
-        return ModelConfig(
-            mimi=MimiConfig.from_kyutai(data, str(path)), mimi_file=ModelConfig.lm_file
-        )
-    if data.get("model_type") == "mimi":
-        return ModelConfig(
-            mimi=read_transformers_mimi(data, str(path)), mimi_file=ModelConfig.lm_file
-        )
+    with well_formed(path):
+        if "seanet" in data:
+            mimi = MimiConfig.from_kyutai(data, str(path))
+            return ModelConfig(mimi=mimi, mimi_file=ModelConfig.lm_file)
+        if data.get("model_type") == "mimi":
+            mimi = read_transformers_mimi(data, str(path))
+            return ModelConfig(mimi=mimi, mimi_file=ModelConfig.lm_file)
     mimi = MimiConfig()
     if data.get("mimi_config_name"):
         codec = source.file(data["mimi_config_name"])
-        mimi = MimiConfig.from_kyutai(read_json(codec), str(codec))
-    return ModelConfig.from_kyutai(data, mimi, str(path))
+        with well_formed(codec):
+            mimi = MimiConfig.from_kyutai(read_json(codec), str(codec))
+    with well_formed(path):
+        return ModelConfig.from_kyutai(data, mimi, str(path))
+
+
+@contextmanager
+def well_formed(path: Path) -> Iterator[None]:
+    """ModelError where a value of a configuration is of another kind than belongs there."""
+    try:
+        yield
+    except (TypeError, ValueError, AttributeError, KeyError, IndexError) as error:
+        raise ModelError(f"{path}: a value of a wrong kind: {error}") from error
 
 
 def load(

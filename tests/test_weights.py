@@ -138,6 +138,17 @@ def test_parts_must_fit(model: Model, folder: Path) -> None:
     refused("has shape")
     edit(dim=16, num_laiers=3)
     refused("unknown key 'num_laiers'")
+    whole = json.loads((folder / "config.json").read_text())
+    del whole["num_laiers"]
+    (folder / "config.json").write_text(json.dumps(whole))
+    for changes in (
+        {"task_gen_config": [1]}, {"tasks": {"asr": "soon"}}, {"lm_gen_config": {"temp": "hot"}},
+        {"dim": "wide"}, {"delays": 3}, {"tts_config": 1},
+    ):  # fmt: skip
+        before = (folder / "config.json").read_text()
+        edit(**changes)
+        refused("config.json: a value of a wrong kind: ")
+        (folder / "config.json").write_text(before)
     (folder / "config.json").write_text("{")
     refused("cannot read")
     (folder / "config.json").write_text("[1]")
