@@ -15,14 +15,14 @@ GLIBC_TUNABLES+=:glibc.malloc.trim_threshold=8589934592
 speak() { # NAME SEED … of make_corpus.py
     $voices "$here/make_corpus.py" "$CORPUS/$1" --seed "$2" "${@:3}"
 }
-own="--engines festival=1 --minutes moshi-open=150 moshi-world=25 moshi-answer=8"
+own="--engines festival=1 --minutes moshi-open=300 moshi-world=25 moshi-answer=8"
 { speak own-a 61 $own; speak kokoro-a 11 --minutes world=50 question=12.5; } &
 { speak own-b 62 $own; speak kokoro-b 12 --minutes world=50 question=12.5; } &
 wait
 # Open sentences: natural voices, then plain old ones, minutes of work.
 speak kokoro-open 32 --minutes open=250 &
 speak cheap 21 --minutes world=60 question=40 --engines flite=0.5 pico=0.4 festival=0.1
-speak cheap-open 31 --minutes open=420 question=30 --engines flite=0.5 pico=0.35 festival=0.15
+speak cheap-open 31 --minutes open=1680 question=30 --engines flite=0.5 pico=0.35 festival=0.15
 wait
 cd "$CORPUS"
 if [ ! -f pack/index.jsonl ]; then
