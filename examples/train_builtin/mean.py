@@ -18,9 +18,12 @@ def main() -> None:
     a, b = (load_file(folder / "model.safetensors") for folder in (first, second))
     if {k: v.shape for k, v in a.items()} != {k: v.shape for k, v in b.items()}:
         sys.exit(f"{first} and {second} are not of one shape")
-    shutil.copytree(second, out)
+    part = out.with_name(f".{out.name}.part")  # renamed when it is whole
+    shutil.rmtree(part, ignore_errors=True)
+    shutil.copytree(second, part)
     mean = {name: ((a[name].double() + b[name].double()) / 2).to(b[name].dtype) for name in b}
-    save_file(mean, out / "model.safetensors")
+    save_file(mean, part / "model.safetensors")
+    part.rename(out)
 
 
 if __name__ == "__main__":
