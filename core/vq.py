@@ -23,6 +23,7 @@ EPS = 1e-5  # floor of a cluster's usage
 FITTED = 1 << 14  # vectors that are assigned at a time: 128 MB
 SEEN = 100  # vectors per entry that `refine` looks at
 REFINED = 3  # rounds of `refine` after codebooks were fitted one by one
+SETS = 128  # of entries, of which the nearest is looked for first
 SEARCHED = 256  # frames that are searched at a time: 32 MB with 16 paths
 
 
@@ -182,11 +183,21 @@ class ResidualVq(nn.Module):
         """
         left, paths = x[:, None], x.new_empty(len(x), 1, 0, dtype=torch.long)  # [N, m, dim or k]
         for layer in self.books[:count]:
-            far = left.square().sum(-1, keepdim=True) / 2 + layer.half_norm
-            far = far - left @ layer.centroids.t()  # [N, m, C]
-            each, entries = far.topk(min(self.beam, far.shape[2]), largest=False)  # [N, m, b]
-            at = each.flatten(1).topk(min(self.beam, each[0].numel()), largest=False).indices
-            entry, path = entries.flatten(1).gather(1, at), at // each.shape[2]  # [N, beam]
+            N, m, size = len(x), left.shape[1], len(layer.centroids)
+            half = left.square().sum(-1, keepdim=True) / 2  # [N, m, 1]
+            far = torch.addmm(layer.half_norm, left.flatten(0, 1), layer.centroids.t(), alpha=-1)
+            far = far.view(N, m, size)  # [N, m, C], less half
+            # The nearest of all lie in the sets of entries whose nearest are nearest.
+            sets = SETS if size % SETS == 0 else size
+            least = (far.view(N, m, -1, sets).amin(2) + half).flatten(1)  # [N, m · sets]
+            first = least.topk(min(self.beam, least.shape[1]), largest=False, sorted=False).indices
+            path, start = first[..., None] // sets, first[..., None] % sets  # [N, b, 1]
+            some = path * size + start + torch.arange(0, size, sets, device=x.device)  # [N, b, n]
+            found = far.flatten(1).gather(1, some.flatten(1)).view(some.shape)
+            found = (found + half[..., 0].gather(1, path[..., 0])[..., None]).flatten(1)
+            near = found.topk(min(self.beam, found.shape[1]), largest=False).indices
+            at = some.flatten(1).gather(1, near)
+            entry, path = at % size, at // size  # [N, beam]
             paths = paths.gather(1, path[..., None].expand(-1, -1, paths.shape[2]))
             paths = torch.cat([paths, entry[..., None]], 2)
             left = left.gather(1, path[..., None].expand(-1, -1, left.shape[2]))

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor
 
 from moshi_cli.core import vq
 from moshi_cli.core.config import MimiConfig, QuantizerConfig, SeanetConfig, TransformerConfig
@@ -141,6 +142,35 @@ def test_a_search_finds_the_nearest_sum(monkeypatch: pytest.MonkeyPatch) -> None
     nearest = branch.encode(latent, 3)
     projected = branch.input_proj(latent).transpose(1, 2).flatten(0, 1)
     assert torch.equal(branch.search(projected, 3).view(2, 7, 3).transpose(1, 2), nearest)
+
+
+def slow_search(branch: ResidualVq, x: Tensor) -> Tensor:
+    """x [N, dim] -> codes [N, Q], frame by frame: every entry after every path that was kept."""
+    found = []
+    for frame in x:
+        kept = [(frame, list[int]())]  # what is left, and the entries that left it
+        for book in branch.books:
+            tried = [
+                (left - c, [*path, i]) for left, path in kept for i, c in enumerate(book.centroids)
+            ]
+            kept = sorted(tried, key=lambda pair: float(pair[0].square().sum()))[: branch.beam]
+        found.append(kept[0][1])
+    return torch.tensor(found)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("size", "sets"), [(24, 8), (24, 24), (20, 8), (8, 1)])
+def test_a_search_looks_at_sets_of_entries_first(
+    monkeypatch: pytest.MonkeyPatch, size: int, sets: int
+) -> None:
+    generator = torch.Generator().manual_seed(2)
+    monkeypatch.setattr(vq, "SETS", sets)
+    branch = ResidualVq(8, replace(TINY.quantizer, size=size, beam=5), 4)
+    for book in branch.books:
+        book.embedding_sum.normal_(generator=generator)
+        book.refresh()
+    x = torch.randn(40, 8, generator=generator)
+    assert torch.equal(branch.search(x, 4), slow_search(branch, x))
 
 
 @torch.no_grad()
