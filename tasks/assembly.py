@@ -30,6 +30,7 @@ from moshi_cli.tasks.documents import Document, nearest, overlay
 from moshi_cli.tasks.encoded import encode_manifest
 from moshi_cli.tasks.excerpts import TASKS
 from moshi_cli.tasks.lm_objective import LmObjective
+from moshi_cli.tasks.machine import bf16_kernels
 from moshi_cli.tasks.mixture import Mixture
 from moshi_cli.tasks.objectives import CodecObjective
 from moshi_cli.tasks.randomness import generator_of
@@ -64,6 +65,9 @@ def assemble(recipe: Recipe, device: torch.device, builtin: Path) -> Assembly:
     """Open the model and the data of a recipe. MoshiError for everything that can be wrong."""
     model = open_model(recipe, device, builtin)
     recipe = adjusted(recipe, model)
+    if recipe.stage.bf16 and not bf16_kernels(device):
+        log.warning("this CPU has no instructions for bf16, which float32 replaces")
+        recipe = replace(recipe, stage=replace(recipe.stage, bf16=False))
     if recipe.model.fresh_codebooks:
         model.mimi.quantizer.reset()
     objective, data = OBJECTIVES[type(recipe.stage)](recipe, model)

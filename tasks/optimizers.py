@@ -13,10 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from moshi_cli.tasks.machine import bf16_kernels
+
 
 def orthogonalized(matrix: Tensor, rounds: int) -> Tensor:
-    """[..., M, N] -> the same with singular values near one, by Newton-Schulz in bfloat16."""
-    x = (matrix / (matrix.norm(dim=(-2, -1), keepdim=True) + 1e-7)).bfloat16()
+    """[..., M, N] -> the same with singular values near one, by Newton-Schulz in bfloat16
+    (float32 where that is quicker)."""
+    type_ = torch.bfloat16 if bf16_kernels(matrix.device) else torch.float32
+    x = (matrix / (matrix.norm(dim=(-2, -1), keepdim=True) + 1e-7)).to(type_)
     tall = x.shape[-2] > x.shape[-1]
     x = x.mT if tall else x
     for _ in range(rounds):

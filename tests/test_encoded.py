@@ -16,6 +16,7 @@ from moshi_cli.core.lm import MoshiLm
 from moshi_cli.core.mimi import Mimi
 from moshi_cli.core.text import Text
 from moshi_cli.core.weights import Model, load, save
+from moshi_cli.tasks import assembly as assembling
 from moshi_cli.tasks.assembly import assemble, export
 from moshi_cli.tasks.encoded import cache_of
 from moshi_cli.tasks.recipes import load as load_recipe
@@ -49,6 +50,16 @@ run_dir: {tmp_path}/run
 """
     )
     return tmp_path / "their.yaml"
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_bf16_is_for_machines_that_have_it(
+    quick: bool, recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe_file.write_text(recipe_file.read_text().replace("float32", "bfloat16"))
+    monkeypatch.setattr(assembling, "bf16_kernels", lambda device: quick)
+    made = assemble(load_recipe(str(recipe_file)), torch.device("cpu"), tmp_path / "nowhere")
+    assert made.stage.bf16 is quick
 
 
 def test_from_their_file_to_adapters(recipe_file: Path, tmp_path: Path) -> None:
