@@ -1,0 +1,220 @@
+"""Codebooks anew for a codec whose encoder stays: recode.py MODEL OUT PACK [PACK ...]
+
+The semantic codes stay as they are. The acoustic codebooks are aimed at what is heard alone, the
+spectral envelope and the pitch that a linear layer, fitted by least squares, reads from the latent
+(tasks/readout.py), and fitted to --frames latents under the search that encodes. What a language
+model knows of the codes is carried over: its tables of codes give the quantised latent as before,
+and an entry of the depth transformer's tables and heads begins as those of the old entries that are
+nearest to it. OUT is MODEL with both, in float32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from moshi_cli.core import load
+from moshi_cli.core.lm import MoshiLm
+from moshi_cli.core.mimi import Mimi
+from moshi_cli.core.vq import ResidualVq, SplitVq
+from moshi_cli.core.weights import save
+from moshi_cli.tasks.augment import Augment
+from moshi_cli.tasks.readout import CORRELATIONS, RIDGE, VOICED, Readout, components
+from moshi_cli.tasks.seeding import rotation
+from moshi_cli.tasks.stages import Flow, Source
+from moshi_cli.tasks.utterances import Utterances
+
+ODDS = {
+    "digits": 2.0, "moshi": 1.0, "noisy": 0.3, "world": 0.8, "question": 0.8,
+    "wordnet": 1.5, "chat": 1.5, "open": 2.0, "cheap": 0.5,
+}  # fmt: skip
+AUGMENT = Augment(noise_share=0.1, room_share=0.05, band_share=0.05)
+ENVELOPE, PITCH = 6.0, 2.0  # what they are worth
+ROUNDS, REFINED = 6, 2  # of k-means a codebook, then of all together
+HELD_OUT = 200  # windows that are only measured
+NEAREST = 4  # old entries that a new one begins as
+
+
+class Heard:
+    """What a latent tells of its sound."""
+
+    def __init__(self, mimi: Mimi):
+        self.mimi = mimi
+        self.readout = Readout(mimi.config.seanet.dim, mimi.sample_rate, mimi.frame_samples)
+
+    def true(self, wav: Tensor) -> Tensor:
+        """wav [B, 1, S] -> envelope and correlation [B, T, 320 + 4 · lags]."""
+        return torch.cat([self.readout.envelope(wav), self.readout.correlation(wav).flatten(2)], -1)
+
+    def missed(self, latent: Tensor, true: Tensor) -> str:
+        """latent [B, T, D]: what of each is not told, as in `Readout.loss`."""
+        told, sizes = self.readout.layer(latent), self.readout.sizes
+        (mel, pitch), (true_mel, true_pitch) = told.split(sizes, -1), true.split(sizes, -1)
+        pitch, true_pitch = (x.unflatten(-1, (CORRELATIONS, -1)) for x in (pitch, true_pitch))
+        voiced = true_pitch.amax(-1, keepdim=True) > VOICED
+        envelope = (mel - true_mel).square().mean() / true_mel.var()
+        lost = ((pitch - true_pitch).square() * voiced).sum()
+        return f"envelope {envelope:.4f}, pitch {lost / (true_pitch.square() * voiced).sum():.4f}"
+
+
+def gather(heard: Heard, packs: list[str], frames: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Latents [N, D], then those [B, T, D] and the truth [B, T, ...] of windows that are held out,
+    and the costs of errors in what the readout, fitted here, tells."""
+    data = Utterances([Source(p, skip=()) for p in packs], None, Flow(odds=ODDS), AUGMENT)
+    generator = torch.Generator().manual_seed(5)
+    wide = heard.mimi.config.seanet.dim + 1
+    within = torch.zeros(wide, wide, dtype=torch.float64)
+    across = torch.zeros(wide, sum(heard.readout.sizes), dtype=torch.float64)
+    found, held, count = list[Tensor](), list[tuple[Tensor, Tensor]](), 0
+    squares = torch.zeros(2)
+    while count < frames:
+        wav = data.draw(32, 8, generator).wav
+        latent = heard.mimi.encode_latent(wav).transpose(1, 2)  # [B, T, D]
+        true = heard.true(wav)
+        if 8 * len(held) < HELD_OUT:
+            held.append((latent, true))
+            continue
+        x = torch.cat([latent, torch.ones_like(latent[..., :1])], -1).flatten(0, 1).double()
+        within += x.T @ x
+        across += x.T @ true.flatten(0, 1).double()
+        mel, pitch = true.split(heard.readout.sizes, -1)
+        squares += torch.stack([mel.var(), pitch.square().mean()]) * len(x)
+        found.append(latent.flatten(0, 1))
+        count += len(x)
+        print(f"\r{count} frames", end="", file=sys.stderr, flush=True)
+    ridge = 1e-5 * within.diagonal().mean() * torch.eye(wide, dtype=torch.float64)
+    solved = torch.linalg.solve(within + ridge, across).float()  # [D + 1, ...]
+    heard.readout.layer.weight.copy_(solved[:-1].T)
+    heard.readout.layer.bias.copy_(solved[-1])
+    sizes = torch.tensor(heard.readout.sizes)
+    costs = torch.tensor([ENVELOPE, PITCH]) / (squares / count) / sizes
+    latent, true = (torch.cat(x) for x in zip(*held, strict=True))
+    return torch.cat(found), latent, true, costs.sqrt().repeat_interleave(sizes)
+
+
+def refit(branch: ResidualVq, x: Tensor, into: Tensor) -> None:
+    """Codebooks of latents x [N, dim], from the old ones, which `into` [dim, dim] takes there."""
+    rest = x
+    for book in branch.books:
+        book.embedding_sum.copy_(book.centroids @ into.T)
+        book.cluster_usage.fill_(1.0)
+        book.refresh()
+        for _ in range(ROUNDS):
+            counts, sums = book.assign(rest, book.encode_many(rest))
+            pick = rest[torch.randint(len(rest), (len(counts),))]
+            book.embedding_sum.copy_(torch.where(counts[:, None] > 0, sums, pick))
+            book.cluster_usage.copy_(counts.clamp(min=1))
+            book.refresh()
+        share = book.cluster_usage.mean()
+        book.embedding_sum /= share
+        book.cluster_usage /= share
+        book.refresh()
+        rest = rest - book.decode(book.encode_many(rest))
+        print(f"left of the latent {rest.square().mean() / x.var():.4f}", flush=True)
+    for _ in range(REFINED):
+        branch.refine(x)
+
+
+def contributions(mimi: Mimi) -> list[Tensor]:
+    """What each code adds to the latent, centred: [C, L] for each codebook, semantic first."""
+    found = []
+    for branch in (mimi.quantizer.semantic, mimi.quantizer.acoustic):
+        for book in branch.books:
+            centre = book.cluster_usage @ book.centroids / book.cluster_usage.sum()
+            found.append((book.centroids - centre) @ branch.output_proj.weight[..., 0].T)
+    return found
+
+
+def carry(lm: MoshiLm, before: list[Tensor], seen: Tensor, old: list[Tensor], mimi: Mimi) -> None:
+    """before: what each code added to the latent; seen [L, L]: what of a latent the old codebooks
+    were for; old: the acoustic ones, in the coordinates of the new ones."""
+    Q, rank, size = lm.config.voice_q, lm.emb.shape[2], len(before[0])
+    assert lm.emb_out is not None and lm.depth is not None
+    heard = [lm.emb[k, :size] @ lm.emb_out.weight[k].T for k in range(Q)]  # [C, D]
+    x = torch.cat([b - b.mean(0) for b in before]).double()
+    y = torch.cat([h - h.mean(0) for h in heard]).double()
+    way = torch.linalg.pinv(x, rtol=1e-4) @ y  # [L, D], for what they can add to a latent
+    print(f"tables of codes: {(x @ way - y).square().sum() / y.square().sum():.4f} not explained")
+    generator = torch.Generator().manual_seed(0)
+    for k, now in enumerate(contributions(mimi)):
+        u, s, v = torch.linalg.svd(now.double() @ seen.T @ way, full_matrices=False)
+        turn = rotation(rank, rank, generator).double()
+        table = u[:, :rank] * s[:rank] @ turn
+        scale = table.square().mean().sqrt()
+        for at in range(k, lm.config.n_q, Q):
+            lm.emb[at, :size].copy_(table / scale)
+            lm.emb_out.weight[at].copy_((scale * turn.T @ v[:rank]).T)
+    for k, (book, was) in enumerate(zip(mimi.quantizer.acoustic.books, old, strict=True), 1):
+        far = torch.cdist(book.centroids, was).square()  # [C, C]
+        near = far.topk(NEAREST, largest=False)
+        width = near.values[:, :1].median() + 1e-9
+        share = (-near.values / width).softmax(1)[..., None]  # [C, 4, 1]
+        tables = [lm.depth.heads.weight[k], *([lm.depth.emb[k][:size]] if k < Q - 1 else [])]
+        for rows in tables:
+            made = (rows[near.indices] * share).sum(1)
+            rows.copy_(made * (rows.square().mean() / made.square().mean()).sqrt())
+
+
+def aim_again(quantizer: SplitVq, x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Projections by what latents x [N, L] tell: the acoustic branch keeps rows @ latent, the
+    semantic one says what of the rest it tells. -> what of a latent the old codes were for [L, L],
+    and the old acoustic coordinates in the new ones [dim, dim]."""
+    acoustic, semantic = quantizer.acoustic, quantizer.semantic
+    meant, heard = (b.input_proj.weight[..., 0].double() for b in (semantic, acoustic))
+    out, outs = (b.output_proj.weight[..., 0].double() for b in (semantic, acoustic))
+    known = out @ meant + outs @ heard
+    moments = x.T @ x / len(x)
+    eye = torch.eye(len(moments), dtype=torch.float64)
+    moments += RIDGE * moments.trace() / len(moments) * eye
+    seen = components(rows, moments, len(heard))  # [dim, L]
+    given = moments @ seen.T @ torch.linalg.pinv(seen @ moments @ seen.T)  # [L, dim]
+    rest = (eye - given @ seen) @ moments @ meant.T @ torch.linalg.pinv(meant @ moments @ meant.T)
+    acoustic.input_proj.weight.copy_(seen[..., None])
+    acoustic.output_proj.weight.copy_(given[..., None])
+    semantic.output_proj.weight.copy_(rest[..., None])
+    (book,) = semantic.books  # its entries stay, with the usage that they have here
+    codes = book.encode_many((x @ meant.T).float())
+    centroids, usage = book.centroids, torch.bincount(codes, minlength=len(book.centroids))
+    book.cluster_usage.copy_(usage.clamp(min=1) / usage.float().mean())
+    book.embedding_sum.copy_(centroids * book.cluster_usage[:, None])
+    return known, (seen @ outs).float()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("packs", nargs="+")
+    parser.add_argument("--frames", type=int, default=160_000)
+    args = parser.parse_args()
+    torch.set_grad_enabled(False)
+    torch.manual_seed(0)
+    model = load(args.model, dtype="fp32")
+    mimi, quantizer = model.mimi.eval(), model.mimi.quantizer
+    heard = Heard(mimi)
+    latents, latent, true, costs = gather(heard, args.packs, args.frames)
+    print("\nmissed by the latent:", heard.missed(latent, true))
+
+    def told() -> str:
+        codes = quantizer.encode(latent.transpose(1, 2))
+        return heard.missed(quantizer.decode(codes).transpose(1, 2), true)
+
+    print("by the old codes:", told(), flush=True)
+    before, x = contributions(mimi), latents.double()
+    rows = (heard.readout.layer.weight * costs[:, None]).double()
+    known, into = aim_again(quantizer, x, rows)
+    acoustic = quantizer.acoustic
+    old = [book.centroids @ into.T for book in acoustic.books]
+    refit(acoustic, acoustic.input_proj(latents[..., None])[..., 0], into)
+    print("by the new codes:", told(), flush=True)
+    if model.lm is not None:
+        carry(model.lm, before, known, old, mimi)
+    save(model, args.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""Codebooks anew: what a language model knows of the codes is carried over."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from conftest import TINY_LM, TINY_MIMI
+from torch import Tensor
+
+from moshi_cli.core.lm import MoshiLm
+from moshi_cli.core.mimi import Mimi
+from moshi_cli.tasks.readout import aim
+from moshi_cli.tasks.seeding import seed_embeddings
+
+RECIPE = Path(__file__).parent.parent / "examples" / "train_builtin"
+WIDE = replace(TINY_MIMI, quantizer=replace(TINY_MIMI.quantizer, dim=16, size=64, beam=3))
+
+ROWS = torch.randn(12, 16, generator=torch.Generator().manual_seed(4))  # what codes are aimed at
+
+
+@pytest.fixture
+def recode(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    monkeypatch.syspath_prepend(str(RECIPE))
+    import recode
+
+    yield recode
+    del sys.modules["recode"]
+
+
+@pytest.fixture
+def latents() -> Tensor:
+    """[N, D]; few of their directions matter."""
+    generator = torch.Generator().manual_seed(3)
+    scales = torch.linspace(2, 0.1, 16)
+    return torch.randn(2000, 16, generator=generator) * scales
+
+
+@pytest.fixture
+def codec(latents: Tensor) -> Mimi:
+    torch.manual_seed(1)
+    mimi = Mimi(WIDE).eval().requires_grad_(False)
+    aim(mimi.quantizer, latents, ROWS[:5], ROWS)
+    mimi.quantizer.fit(latents, generator=torch.Generator().manual_seed(0))
+    return mimi
+
+
+@pytest.fixture
+def lm(codec: Mimi) -> MoshiLm:
+    depth = TINY_LM.depth
+    assert depth is not None
+    config = replace(TINY_LM, codebook_size=64, low_rank=16, depth=replace(depth, low_rank=16))
+    lm = MoshiLm(config).eval().requires_grad_(False)
+    seed_embeddings(lm, codec, torch.Generator().manual_seed(0))
+    return lm
+
+
+def heard(lm: MoshiLm, codes: Tensor, first: int) -> Tensor:
+    """codes [Q, N] -> what the temporal transformer is given for a voice [N, D]."""
+    assert lm.emb_out is not None
+    return sum(
+        (lm.emb[first + k][row] @ lm.emb_out.weight[first + k].T for k, row in enumerate(codes)),
+        start=torch.zeros(()),
+    )
+
+
+@torch.no_grad()
+def test_what_a_model_hears_is_carried_over(
+    recode: ModuleType, codec: Mimi, lm: MoshiLm, latents: Tensor
+) -> None:
+    """New projections and entries: the same latents are heard nearly as before."""
+    quantizer, before = codec.quantizer, recode.contributions(codec)
+    codes = quantizer.encode(latents.t()[None])[0]
+    was, semantic = heard(lm, codes, 0), codes[0]
+    noise = torch.randn(12, 16, generator=torch.Generator().manual_seed(5))
+    rows = (ROWS + 0.2 * noise).double()  # others than before, but not by much
+    known, into = recode.aim_again(quantizer, latents.double(), rows)
+    old = [book.centroids @ into.T for book in quantizer.acoustic.books]
+    recode.refit(quantizer.acoustic, latents @ quantizer.acoustic.input_proj.weight[..., 0].T, into)
+    recode.carry(lm, before, known, old, codec)
+    codes = quantizer.encode(latents.t()[None])[0]
+    for first in (0, 4):
+        apart = (heard(lm, codes, first) - was).square().mean()
+        assert apart < 0.2 * was.square().mean()
+    assert torch.equal(codes[0], semantic)
+    assert lm.depth is not None and lm.depth.heads.weight.isfinite().all()
+
+
+@torch.no_grad()
+def test_nothing_changes_where_the_codebooks_stay(
+    recode: ModuleType, codec: Mimi, lm: MoshiLm, latents: Tensor
+) -> None:
+    codes = codec.quantizer.encode(latents.t()[None])[0]
+    assert lm.depth is not None
+    was, heads = heard(lm, codes, 0), lm.depth.heads.weight.clone()
+    old = [book.centroids for book in codec.quantizer.acoustic.books]
+    eye = torch.eye(16, dtype=torch.float64)
+    recode.carry(lm, recode.contributions(codec), eye, old, codec)
+    torch.testing.assert_close(heard(lm, codes, 0), was, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(lm.depth.heads.weight, heads)
