@@ -4,17 +4,28 @@
    memory. Here two rows of a matrix are read side by side, which keeps more reads under way, and
    nothing waits between one product and the next. Every function has a slow twin in PyTorch, which
    tests hold it to; native.py compiles this file where it first runs and checks shapes. All widths
-   are multiples of LANES. No function keeps anything or allocates. */
+   are multiples of 16. No function keeps anything or allocates. */
 
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
 
+/* Numbers of a register: a longer vector would go through memory, which takes five times as long. */
+#ifndef LANES
+#if defined(__AVX512F__)
 #define LANES 16
+#elif defined(__AVX__)
+#define LANES 8
+#else
+#define LANES 4
+#endif
+#endif
 #define INLINE static inline __attribute__((always_inline))
 
 typedef float floats __attribute__((vector_size(4 * LANES), aligned(4)));
 typedef int32_t ints __attribute__((vector_size(4 * LANES), aligned(4)));
+
+int64_t lanes(void) { return LANES; }
 
 INLINE floats at(const float *p) { return *(const floats *)p; }
 
@@ -295,8 +306,9 @@ INLINE int64_t insert(Found *best, int64_t kept, int64_t most, Found found) {
 
 /* The codes of x [dim] on the nearest of `beam` paths that are kept from book to book.
 
-   books [count, 3]: centroids [size, dim], the same turned [dim, size], half of their squared
-   lengths. room: of floats, 2 * beam * dim. size is a multiple of LANES. */
+   books [count, 3]: centroids [size, dim], the same turned, LANES at a time, [size / LANES, dim,
+   LANES], half of their squared lengths. room: of floats, 2 * beam * dim. size is a multiple of
+   LANES. */
 void search(const float *const *books, int64_t count, int64_t size, int64_t dim, int64_t beam,
             const float *x, float *room, int64_t *codes) {
     float *left = room, *next = room + beam * dim, length[PATHS];
@@ -320,7 +332,7 @@ void search(const float *const *books, int64_t count, int64_t size, int64_t dim,
                 for (int j = 0; j < 4; j++)
                     y[j] = left + (first + j < paths ? first + j : first) * dim;
                 for (int64_t d = 0; d < dim; d++) {
-                    floats entry = at(turned + d * size + i);
+                    floats entry = at(turned + i * dim + d * LANES);
                     for (int j = 0; j < 4; j++) sums[j] += entry * y[j][d];
                 }
                 for (int j = 0; j < 4 && first + j < paths; j++) {

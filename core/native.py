@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 SOURCE = Path(__file__).with_name("native.c")
 SWITCH = "MOSHI_NATIVE"  # 0: not used
 FLAGS = (("-march=native",), ("-mcpu=native",), ())  # the first that the compiler takes
-LANES = 16  # all widths are multiples of it, as in native.c
+WIDTH = 16  # all widths are multiples of it: of the numbers of any register
 PATHS, BOOKS = 32, 64  # that a search can keep, and go through
 ROWS = 8  # that a call is for, at most
 SECONDS = 60  # that a compiler may take
@@ -68,13 +68,27 @@ def library() -> ctypes.CDLL | None:
     if os.environ.get(SWITCH) == "0" or not hasattr(os, "fork"):
         return None
     try:
-        found = ctypes.CDLL(str(compiled()))
+        return opened(compiled())
     except (OSError, RuntimeError, ValueError, subprocess.SubprocessError) as error:
         log.debug("no native functions: %s", error)
         return None
+
+
+def opened(path: Path) -> ctypes.CDLL:
+    """A shared library of native.c. OSError if it is none."""
+    found = ctypes.CDLL(str(path))
     for name, arguments in SIGNATURES.items():
         function = getattr(found, name)
         function.argtypes, function.restype = arguments, None
+    found.lanes.restype = Int
+    return found
+
+
+def compiler_command() -> str:
+    """CC, or one of the usual names. OSError if there is none."""
+    found = os.environ.get("CC") or next(filter(shutil.which, ("cc", "gcc", "clang")), "")
+    if not found.strip():
+        raise OSError("no C compiler")
     return found
 
 
@@ -84,9 +98,7 @@ def compiled() -> Path:
     Raises OSError or SubprocessError if it cannot be made, RuntimeError if the user has no home,
     ValueError for a CC that no shell reads.
     """
-    compiler = os.environ.get("CC") or next(filter(shutil.which, ("cc", "gcc", "clang")), "")
-    if not compiler.strip():
-        raise OSError("no C compiler")
+    compiler = compiler_command()
     if sys.platform == "darwin":  # where cc may be a stand-in that asks to be installed
         subprocess.run(["xcode-select", "-p"], capture_output=True, check=True, timeout=SECONDS)
     key = hashlib.sha256(SOURCE.read_bytes())
@@ -209,7 +221,7 @@ class Stack:
             first.down.shape[-1],
         )  # fmt: skip
         there = [x for layer in layers for x in layer.tensors() if x is not None]
-        if any(n % LANES for n in widths) or not usable(*there):
+        if any(n % WIDTH for n in widths) or not usable(*there):
             return False
         return alone(sum(x.numel() for x in there), STACK)
 
@@ -228,7 +240,7 @@ class Stack:
         assert lib is not None and rows <= ROWS and rows == len(clocks) == len(slots)
         assert all(t.dtype == torch.long and t.is_contiguous() for t in (clocks, slots))
         y = x.clone(memory_format=torch.contiguous_format)
-        room = x.new_empty(rows * self.floats + caches.ring + 2 * LANES)
+        room = x.new_empty(rows * self.floats + caches.ring + 2 * WIDTH)
         shape = Shape.from_buffer_copy(self.shape)  # several threads may step one model
         shape.ring, shape.context, shape.apart = caches.ring, context, caches.apart
         lib.stack(
@@ -239,6 +251,14 @@ class Stack:
         return y
 
 
+def striped(x: Tensor) -> Tensor:
+    """x [size, dim] -> [size / L, dim, L]: as many rows at a time as a register has numbers,
+    turned."""
+    lib = library()
+    assert lib is not None
+    return x.view(-1, lib.lanes(), x.shape[1]).transpose(1, 2).contiguous()
+
+
 class Books:
     """Codebooks of a residual quantiser, one after the other; `beam` paths are kept in a search."""
 
@@ -246,9 +266,7 @@ class Books:
         self, centroids: Sequence[Tensor], half_norms: Sequence[Tensor], beam: int = 1
     ) -> None:
         each = zip(centroids, half_norms, strict=True)
-        self.kept = [
-            x for c, h in each for x in ((c, c.t().contiguous(), h) if beam > 1 else (c, h))
-        ]
+        self.kept = [x for c, h in each for x in ((c, striped(c), h) if beam > 1 else (c, h))]
         self.table, self.beam = addresses(self.kept), beam
         self.count, (self.size, self.dim) = len(centroids), centroids[0].shape
 
@@ -256,9 +274,9 @@ class Books:
     def fits(centroids: Sequence[Tensor], half_norms: Sequence[Tensor], beam: int = 1) -> bool:
         """Whether native.c can search them."""
         size, dim = centroids[0].shape
-        if library() is None or dim % LANES or not usable(*centroids, *half_norms):
+        if library() is None or dim % WIDTH or not usable(*centroids, *half_norms):
             return False
-        return beam == 1 or (size % LANES == 0 and beam <= PATHS and len(centroids) <= BOOKS)
+        return beam == 1 or (size % WIDTH == 0 and beam <= PATHS and len(centroids) <= BOOKS)
 
     def nearest(self, x: Tensor, count: int) -> Tensor:
         """x [D] -> codes long[count] of the first codebooks."""

@@ -77,7 +77,7 @@ class SplitLinear(nn.Module):
         if self.parts is None or not 0 < rows <= 2:
             return self.packed()(x)
         flat = x.reshape(rows, self.in_features)
-        if native.library() is not None and PART % native.LANES == 0:
+        if native.library() is not None and PART % native.WIDTH == 0:
             y = native.product(flat.contiguous(), self.parts, self.bias, PART)
             return y.view(*x.shape[:-1], self.out_features)
         flat = flat.repeat(2, 1) if rows == 1 else flat.contiguous()
@@ -102,7 +102,7 @@ def brief(x: Tensor, weight: Tensor) -> Tensor:
     rows, into = x.shape
     if (
         0 < rows <= native.ROWS
-        and not into % native.LANES
+        and not into % native.WIDTH
         and native.library() is not None
         and native.alone(weight.numel(), native.MATRIX)
     ):

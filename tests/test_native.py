@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import ctypes
+import shlex
+import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,11 +26,39 @@ from moshi_cli.core.packing import SplitLinear, pack
 from moshi_cli.core.sampling import GREEDY
 from moshi_cli.core.vq import ResidualVq
 
+LANES = (4, 8, 16)
+
 
 @pytest.fixture
 def there() -> None:
     if native.library() is None:
         pytest.skip("no C compiler here")
+
+
+@pytest.fixture(scope="session")
+def libraries(tmp_path_factory: pytest.TempPathFactory) -> dict[int, ctypes.CDLL]:
+    """native.c for each length of a register."""
+    if native.library() is None:
+        pytest.skip("no C compiler here")
+    folder, found = tmp_path_factory.mktemp("native"), {}
+    for lanes in LANES:
+        path = folder / f"{lanes}.so"
+        command = [*shlex.split(native.compiler_command()), "-O1", "-shared", "-fPIC"]
+        command += [f"-DLANES={lanes}", "-o", str(path), str(native.SOURCE), "-lm"]
+        subprocess.run(command, check=True)
+        found[lanes] = native.opened(path)
+        assert found[lanes].lanes() == lanes
+    return found
+
+
+@pytest.fixture(params=LANES)
+def registers(
+    request: pytest.FixtureRequest,
+    libraries: dict[int, ctypes.CDLL],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A machine whose registers have so many numbers."""
+    monkeypatch.setattr(native, "library", lambda: libraries[request.param])
 
 
 @pytest.fixture
@@ -42,7 +73,7 @@ def close(got: Tensor, want: Tensor) -> None:
     torch.testing.assert_close(got, want, atol=2e-5, rtol=1e-4)
 
 
-@pytest.mark.usefixtures("there")
+@pytest.mark.usefixtures("registers")
 @pytest.mark.parametrize(("into", "part"), [(16, 16), (48, 48), (96, 32), (512, 512)])
 @pytest.mark.parametrize("out", [1, 2, 7, 64])
 @pytest.mark.parametrize("rows", [1, 2, 3])
@@ -83,7 +114,7 @@ def pair(config: TransformerConfig) -> tuple[Transformer, Transformer]:
     return lm.transformer, plain.transformer
 
 
-@pytest.mark.usefixtures("there")
+@pytest.mark.usefixtures("registers")
 @pytest.mark.parametrize("name", STACKS)
 @pytest.mark.parametrize("chunk", [1, 2])
 @pytest.mark.parametrize("slots", [1, 2, 3, 4])
@@ -212,7 +243,7 @@ def test_codec_codes_and_sounds_the_same() -> None:
     assert torch.equal(packed.encode(wav[..., :1920]), codes[:, :2, :1])
 
 
-@pytest.mark.usefixtures("there")
+@pytest.mark.usefixtures("registers")
 @torch.no_grad()
 def test_the_first_of_equal_entries_is_found() -> None:
     vq = ResidualVq(16, replace(TINY_MIMI.quantizer, dim=16, size=5), 1)
@@ -223,7 +254,7 @@ def test_the_first_of_equal_entries_is_found() -> None:
         assert books.nearest(torch.eye(16)[entry], 1).tolist() == [first]
 
 
-@pytest.mark.usefixtures("there")
+@pytest.mark.usefixtures("registers")
 @pytest.mark.parametrize("beam", [1, 2, 5, 8, 32])
 @torch.no_grad()
 def test_search(beam: int) -> None:
