@@ -41,10 +41,8 @@ train() { [ -d "runs/$1/model" ] || "${@:2}" train "$here/$1.yaml" --resume; }
 two="torchrun --nproc-per-node 2 -m moshi_cli"
 train codec $two
 train codebooks moshi
-# The acoustic codebooks once more, aimed at what is heard alone.
-[ -d runs/recoded ] || python "$here/recode.py" runs/codebooks/model runs/recoded pack
 for share in 1 2; do
-    moshi data encode pack --plan "$here/codes.yaml" -o codes -m runs/recoded --shard $share/2 &
+    moshi data encode pack --plan "$here/codes.yaml" -o codes -m runs/codebooks/model --shard $share/2 &
 done
 wait
 # The codes are settled: the decoder learns while the language model learns.
