@@ -189,7 +189,7 @@ class ResidualVq(nn.Module):
             far = far.view(N, m, size)  # [N, m, C], less half
             # The nearest of all lie in the sets of entries whose nearest are nearest.
             sets = SETS if size % SETS == 0 else size
-            least = (far.view(N, m, -1, sets).amin(2) + half).flatten(1)  # [N, m · sets]
+            least = (far.view(N, m, size // sets, sets).amin(2) + half).flatten(1)  # [N, m · sets]
             first = least.topk(min(self.beam, least.shape[1]), largest=False, sorted=False).indices
             path, start = first[..., None] // sets, first[..., None] % sets  # [N, b, 1]
             some = path * size + start + torch.arange(0, size, sets, device=x.device)  # [N, b, n]

@@ -171,6 +171,7 @@ def test_a_search_looks_at_sets_of_entries_first(
         book.refresh()
     x = torch.randn(40, 8, generator=generator)
     assert torch.equal(branch.search(x, 4), slow_search(branch, x))
+    assert branch.search(x[:0], 4).shape == (0, 4)
 
 
 @torch.no_grad()
