@@ -7,6 +7,7 @@ as running sums, centroid = embedding_sum / max(cluster_usage, 1e-5).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -71,11 +72,16 @@ class Codebook(nn.Module):
         return F.embedding(codes, self.centroids)
 
     @torch.no_grad()
-    def fit(self, x: Tensor, rounds: int, generator: torch.Generator) -> None:
-        """k-means on vectors x [N, D], N ≥ C: the codebook's first values, all entries in use."""
+    def fit(
+        self, x: Tensor, rounds: int, generator: torch.Generator, start: Tensor | None = None
+    ) -> None:
+        """k-means on vectors x [N, D], N ≥ C: the codebook's first values, all entries in use.
+        start [C, D]: where entries begin; None: at vectors of x."""
         size = len(self.cluster_usage)
         assert len(x) >= size, (x.shape, size)
-        self.embedding_sum.copy_(x[torch.randperm(len(x), generator=generator)[:size].to(x.device)])
+        if start is None:
+            start = x[torch.randperm(len(x), generator=generator)[:size].to(x.device)]
+        self.embedding_sum.copy_(start)
         self.cluster_usage.fill_(1.0)
         self.refresh()
         for _ in range(rounds):
@@ -256,12 +262,19 @@ class ResidualVq(nn.Module):
         return bool(self.books[0].initialized.item())
 
     @torch.no_grad()
-    def fit(self, x: Tensor, rounds: int, generator: torch.Generator) -> None:
-        """Fit all levels to latents x [N, D], each to what the ones before it leave."""
+    def fit(
+        self,
+        x: Tensor,
+        rounds: int,
+        generator: torch.Generator,
+        starts: Sequence[Tensor | None] | None = None,
+    ) -> None:
+        """Fit all levels to latents x [N, D], each to what the ones before it leave, from `starts`
+        (see `Codebook.fit`)."""
         r = self.input_proj(x[..., None])[..., 0]  # [N, dim]
         z = r
-        for layer in self.books:
-            layer.fit(r, rounds, generator)
+        for layer, start in zip(self.books, starts or [None] * len(self.books), strict=True):
+            layer.fit(r, rounds, generator, start)
             r = r - layer.decode(layer.encode_many(r))
         for _ in range(REFINED if self.beam > 1 else 0):
             self.refine(z[: SEEN * len(layer.centroids)])

@@ -49,10 +49,10 @@ def bf16_kernels(device: torch.device | str) -> bool:
     takes sixty times as long."""
     import torch
 
-    if torch.device(device).type != "cpu":
-        return True
-    known = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
-    return bool(torch.backends.mkldnn.is_available() and known is not None and known())
+    from moshi_cli.core.packing import packable
+
+    on_cpu = torch.device(device).type == "cpu"
+    return not on_cpu or packable(torch.empty(1, 1, dtype=torch.bfloat16))
 
 
 def bandwidth_gb_s(device: torch.device | str, copied_mb: int = COPIED_MB) -> float:

@@ -106,16 +106,26 @@ def aim(quantizer: SplitVq, latents: Tensor, semantic: Tensor, acoustic: Tensor)
     distance that is their cost. Out of it comes the latent that is likeliest: the acoustic branch
     gives all that its components tell, the semantic one what of the rest its own tell.
     """
-    x = latents.double()
-    moments = x.T @ x / len(x)  # [D, D]
-    moments += RIDGE * moments.trace() / len(moments) * torch.eye(len(moments)).to(moments)
+    moments = second_moments(latents)
     rest = torch.eye(len(moments)).to(moments)  # what of a latent no branch has given yet
     for branch, rows in ((quantizer.acoustic, acoustic), (quantizer.semantic, semantic)):
         seen = components(rows.double(), moments, branch.input_proj.out_channels)  # [d, D]
-        given = rest @ moments @ seen.T @ torch.linalg.pinv(seen @ moments @ seen.T)  # [D, d]
+        given = rest @ likeliest(seen, moments)  # [D, d]
         branch.input_proj.weight.copy_(seen[..., None])
         branch.output_proj.weight.copy_(given[..., None])
         rest = rest - given @ seen
+
+
+def second_moments(latents: Tensor) -> Tensor:
+    """latents [N, D] -> float64 [D, D], a little more on the diagonal."""
+    x = latents.double()
+    moments = x.T @ x / len(x)
+    return moments + RIDGE * moments.trace() / len(moments) * torch.eye(len(moments)).to(moments)
+
+
+def likeliest(seen: Tensor, moments: Tensor) -> Tensor:
+    """From seen [d, D] @ latent back to the likeliest latent: [D, d]."""
+    return moments @ seen.T @ torch.linalg.pinv(seen @ moments @ seen.T)
 
 
 def components(rows: Tensor, moments: Tensor, count: int) -> Tensor:

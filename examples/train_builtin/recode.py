@@ -20,10 +20,17 @@ from torch import Tensor
 from moshi_cli.core import load
 from moshi_cli.core.lm import MoshiLm
 from moshi_cli.core.mimi import Mimi
-from moshi_cli.core.vq import ResidualVq, SplitVq
+from moshi_cli.core.vq import SplitVq
 from moshi_cli.core.weights import save
 from moshi_cli.tasks.augment import Augment
-from moshi_cli.tasks.readout import CORRELATIONS, RIDGE, VOICED, Readout, components
+from moshi_cli.tasks.readout import (
+    CORRELATIONS,
+    VOICED,
+    Readout,
+    components,
+    likeliest,
+    second_moments,
+)
 from moshi_cli.tasks.seeding import rotation
 from moshi_cli.tasks.stages import Flow, Source
 from moshi_cli.tasks.utterances import Utterances
@@ -34,7 +41,7 @@ ODDS = {
 }  # fmt: skip
 AUGMENT = Augment(noise_share=0.1, room_share=0.05, band_share=0.05)
 ENVELOPE, PITCH = 6.0, 2.0  # what they are worth
-ROUNDS, REFINED = 6, 2  # of k-means a codebook, then of all together
+ROUNDS = 6  # of k-means, codebook by codebook
 HELD_OUT = 200  # windows that are only measured
 NEAREST = 4  # old entries that a new one begins as
 
@@ -96,29 +103,6 @@ def gather(heard: Heard, packs: list[str], frames: int) -> tuple[Tensor, Tensor,
     return torch.cat(found), latent, true, costs.sqrt().repeat_interleave(sizes)
 
 
-def refit(branch: ResidualVq, x: Tensor, into: Tensor) -> None:
-    """Codebooks of latents x [N, dim], from the old ones, which `into` [dim, dim] takes there."""
-    rest = x
-    for book in branch.books:
-        book.embedding_sum.copy_(book.centroids @ into.T)
-        book.cluster_usage.fill_(1.0)
-        book.refresh()
-        for _ in range(ROUNDS):
-            counts, sums = book.assign(rest, book.encode_many(rest))
-            pick = rest[torch.randint(len(rest), (len(counts),))]
-            book.embedding_sum.copy_(torch.where(counts[:, None] > 0, sums, pick))
-            book.cluster_usage.copy_(counts.clamp(min=1))
-            book.refresh()
-        share = book.cluster_usage.mean()
-        book.embedding_sum /= share
-        book.cluster_usage /= share
-        book.refresh()
-        rest = rest - book.decode(book.encode_many(rest))
-        print(f"left of the latent {rest.square().mean() / x.var():.4f}", flush=True)
-    for _ in range(REFINED):
-        branch.refine(x)
-
-
 def contributions(mimi: Mimi) -> list[Tensor]:
     """What each code adds to the latent, centred: [C, L] for each codebook, semantic first."""
     found = []
@@ -167,15 +151,13 @@ def aim_again(quantizer: SplitVq, x: Tensor, rows: Tensor) -> tuple[Tensor, Tens
     meant, heard = (b.input_proj.weight[..., 0].double() for b in (semantic, acoustic))
     out, outs = (b.output_proj.weight[..., 0].double() for b in (semantic, acoustic))
     known = out @ meant + outs @ heard
-    moments = x.T @ x / len(x)
-    eye = torch.eye(len(moments), dtype=torch.float64)
-    moments += RIDGE * moments.trace() / len(moments) * eye
+    moments = second_moments(x)
     seen = components(rows, moments, len(heard))  # [dim, L]
-    given = moments @ seen.T @ torch.linalg.pinv(seen @ moments @ seen.T)  # [L, dim]
-    rest = (eye - given @ seen) @ moments @ meant.T @ torch.linalg.pinv(meant @ moments @ meant.T)
+    given = likeliest(seen, moments)  # [L, dim]
+    rest = moments.new_ones(len(moments)).diag() - given @ seen
     acoustic.input_proj.weight.copy_(seen[..., None])
     acoustic.output_proj.weight.copy_(given[..., None])
-    semantic.output_proj.weight.copy_(rest[..., None])
+    semantic.output_proj.weight.copy_((rest @ likeliest(meant, moments))[..., None])
     (book,) = semantic.books  # its entries stay, with the usage that they have here
     codes = book.encode_many((x @ meant.T).float())
     centroids, usage = book.centroids, torch.bincount(codes, minlength=len(book.centroids))
@@ -192,7 +174,6 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=160_000)
     args = parser.parse_args()
     torch.set_grad_enabled(False)
-    torch.manual_seed(0)
     model = load(args.model, dtype="fp32")
     mimi, quantizer = model.mimi.eval(), model.mimi.quantizer
     heard = Heard(mimi)
@@ -209,7 +190,7 @@ def main() -> None:
     known, into = aim_again(quantizer, x, rows)
     acoustic = quantizer.acoustic
     old = [book.centroids @ into.T for book in acoustic.books]
-    refit(acoustic, acoustic.input_proj(latents[..., None])[..., 0], into)
+    acoustic.fit(latents, ROUNDS, torch.Generator().manual_seed(0), old)
     print("by the new codes:", told(), flush=True)
     if model.lm is not None:
         carry(model.lm, before, known, old, mimi)
