@@ -203,6 +203,7 @@ class LmConfig:
     text_pad: int = 3  # PAD
     text_epad: int = 0  # EPAD: the frame before a word
     low_rank: int | None = None  # width of factorised audio embeddings (not in published models)
+    residual: int = 0  # what codes leave of a given voice, per branch: numbers heard beside them
     demux: bool = False  # two text tokens in one id: left + (right + 1) * (V + 1)
     extra_heads: int = 0
     extra_classes: int = 6

@@ -207,17 +207,23 @@ class Engine:
     ) -> Frame:
         """One frame as a pure function of tensors: see `step`."""
         mimi, stepper = self.model.mimi, self.stepper
-        given = codes
+        given, residual = codes, None
         if self.hears and given is None:
             assert pcm is not None
             listening = active & (state.step.clock > 0)
             if end is not None:
                 listening = listening & ~end
             count = len(self.pattern.given)
-            given = mimi.encode(pcm, state.mimi.encoder, listening)[:, :count, 0]
+            if state.step.residual is None:
+                heard = mimi.encode(pcm, state.mimi.encoder, listening)
+            else:
+                heard, residual = mimi.encode_whole(pcm, state.mimi.encoder, listening)
+                residual = residual[..., 0]
+            given = heard[:, :count, 0]
         if given is not None and end is not None:
             given = torch.where(end[:, None], stepper.lm.config.codebook_size, given)
-        done = stepper.step(state.step, given, active)
+            residual = None if residual is None else residual.masked_fill(end[:, None], 0)
+        done = stepper.step(state.step, given, active, residual)
         made = done.frame
         text = (
             made[:, 0] if 0 in self.pattern.made else torch.full_like(active, -1, dtype=made.dtype)

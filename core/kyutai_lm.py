@@ -1,8 +1,8 @@
 """The config.json of a published checkpoint <-> ModelConfig, LmConfig.
 
-Keys are upstream's. Three are ours: `tasks` (name -> lag in seconds, for models that do several),
-`task_gen_config` (name -> what differs from `lm_gen_config`) and `low_rank_embeddings` (of the
-temporal transformer).
+Keys are upstream's. Four are ours: `tasks` (name -> lag in seconds, for models that do several),
+`task_gen_config` (name -> what differs from `lm_gen_config`), `low_rank_embeddings` (of the
+temporal transformer) and `residual_dim` (`LmConfig.residual`).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _LM_KEYS = {
     "context", "causal", "norm", "positional_embedding", "max_period", "gating", "layer_scale",
     "kv_repeat", "norm_emb", "bias_proj", "cross_attention", "demux_second_stream",
     "demux_second_text_stream", "extra_heads_num_heads", "extra_heads_dim", "quantize",
-    "extra_heads", "low_rank_embeddings", "conditioners", "fuser",
+    "extra_heads", "low_rank_embeddings", "residual_dim", "conditioners", "fuser",
 }  # fmt: skip
 _DEPTH_KEYS = {
     "depformer_" + key
@@ -165,6 +165,7 @@ def read_lm(data: Mapping[str, Any], where: str = "config.json") -> LmConfig:
         text_pad=get("existing_text_padding_id", 3),
         text_epad=get("existing_text_end_padding_id", 0),
         low_rank=get("low_rank_embeddings"),
+        residual=get("residual_dim") or 0,
         demux=bool(get("demux_second_stream") or get("demux_second_text_stream")),
         extra_heads=get("extra_heads_num_heads", heads.get("num_heads", 0)),
         extra_classes=get("extra_heads_dim", heads.get("dim", 6)),
@@ -318,6 +319,8 @@ def write_model(config: ModelConfig) -> dict[str, Any]:
         },
         "lm_gen_config": write_sampling(s),
     }  # fmt: skip
+    if lm.residual:
+        data["residual_dim"] = lm.residual
     if config.samplings:
         data["task_gen_config"] = {k: write_sampling(v) for k, v in config.samplings.items()}
     if lm.depth is not None:

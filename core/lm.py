@@ -3,7 +3,8 @@
 Input of a frame: the sum of the embeddings of its K streams (audio first, then text, then
 conditions: in bfloat16 the order counts). The temporal transformer turns it into h, from which
 text is predicted; the depth transformer turns h and the text token into the codes of the model's
-voice.
+voice. Codes are what is predicted and sent; of a voice that is given a model may hear what its
+codes leave of it, too (`LmConfig.residual`; not in the paper).
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class MoshiLm(nn.Module):
         width = config.low_rank or D
         self.emb = table(config.n_q, C + 1, width, std=D**-0.5)
         self.emb_out = StackedLinear(config.n_q, width, D) if config.low_rank else None
+        self.residual = Linear(2 * config.residual, D) if config.residual else None
         self.text_emb = TextEmbedding(config.text_vocab + 1, D, demux=config.demux)
         self.transformer = Transformer(config.temporal)
         self.out_norm = make_norm(config.temporal.norm, D)
@@ -86,8 +88,12 @@ class MoshiLm(nn.Module):
         state: TransformerState | None = None,
         active: Tensor | None = None,
         conditions: Conditions | None = None,
+        residual: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """inputs long[B, K, T] -> h [B, T, D] (after the last norm), text logits [B, T, V].
+
+        residual [B, T, 2 · config.residual]: what the codes of the given voice leave, as late as
+        they are; None: nothing is known of it.
 
         State None: training or offline, T columns at once. active bool[B]: paused slots compute but
         do not advance. `conditions` is required if the model has any.
@@ -95,6 +101,9 @@ class MoshiLm(nn.Module):
         assert inputs.shape[1] == self.config.streams, (inputs.shape, self.config.streams)
         assert conditions is not None or not self.config.conditions, "conditions are missing"
         x = self.embed(inputs)
+        if residual is not None:
+            assert self.residual is not None
+            x = x + self.residual(residual.to(x.dtype))
         sources = None
         if conditions is not None:
             if conditions.sum is not None:

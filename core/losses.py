@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -212,7 +212,7 @@ def lm_loss(
     losses of the parts then add up to the loss of the whole.
     """
     w, Q = weights or LmWeights(), lm.config.dep_q
-    h, text_logits = lm.temporal(shifted.inputs, conditions=conditions)
+    h, text_logits = lm.temporal(shifted.inputs, conditions=conditions, residual=heard(shifted))
     targets, mask = shifted.targets[:, : 1 + Q], shifted.mask[:, : 1 + Q]
     text = asked(targets[:, 0][mask[:, 0]], lm.config)  # [N]
     text_ce = F.cross_entropy(text_logits[mask[:, 0]].float(), text, reduction="none")
@@ -242,11 +242,16 @@ def lm_loss(
     return LmLosses(total, text_loss, audio_loss, torch.stack(means))
 
 
+def heard(shifted: Shifted) -> Tensor | None:
+    """Its residual as `MoshiLm.temporal` reads it, [B, S, 2 · dim]."""
+    return None if shifted.residual is None else shifted.residual.transpose(1, 2)
+
+
 def learnable(shifted: Shifted, pattern: DelayPattern) -> Shifted:
     """The same with the mask cleared on rows that the task gives."""
     made = torch.zeros(len(pattern.delays), 1, dtype=torch.bool, device=shifted.mask.device)
     made[list(pattern.made)] = True
-    return Shifted(shifted.inputs, shifted.targets, shifted.mask & made)
+    return replace(shifted, mask=shifted.mask & made)
 
 
 def join_shifted(parts: Sequence[Shifted]) -> Shifted:
@@ -257,4 +262,13 @@ def join_shifted(parts: Sequence[Shifted]) -> Shifted:
         each = [getattr(p, name) for p in parts]
         return torch.cat([F.pad(x, (0, longest - x.shape[2]), value=fill) for x in each])
 
-    return Shifted(join("inputs", ZERO), join("targets", ZERO), join("mask", False))
+    known = next((p.residual for p in parts if p.residual is not None), None)
+    if known is not None:  # the others hear nothing beside codes
+        size = known.shape[1]
+        parts = [
+            p if p.residual is not None
+            else replace(p, residual=known.new_zeros(len(p.inputs), size, p.inputs.shape[2]))
+            for p in parts
+        ]  # fmt: skip
+    residual = None if known is None else join("residual", 0)
+    return Shifted(join("inputs", ZERO), join("targets", ZERO), join("mask", False), residual)

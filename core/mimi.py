@@ -211,6 +211,15 @@ class Mimi(nn.Module):
         """wav float32 [B, 1, S] in [-1, 1] -> codes long[B, Q, T]; see `encode_latent`."""
         return self.quantizer.encode(self.encode_latent(wav, state, active))
 
+    def encode_whole(
+        self, wav: Tensor, state: EncoderState | None = None, active: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """wav [B, 1, S] -> codes [B, Q, T] and their residual, what they leave of the latent, as
+        the quantiser's branches see it: [B, 2 · dim, T], semantic first."""
+        latent = self.encode_latent(wav, state, active)
+        codes = self.quantizer.encode(latent)
+        return codes, self.quantizer.residual(latent, codes)
+
     def decode(
         self, codes: Tensor, state: DecoderState | None = None, active: Tensor | None = None
     ) -> Tensor:

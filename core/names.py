@@ -63,6 +63,7 @@ def split_stack(published: str, ours: str) -> Rules:
 LM: Rules = (
     ("emb.{i}.weight", "emb[{i}]"),
     ("emb.{i}.low_rank.weight", "emb_out.weight[{i}]"),
+    ("residual.weight", "residual.weight"),
     ("text_emb.weight", "text_emb.table"),
     ("text_emb.out1.weight", "text_emb.left.weight"),
     ("text_emb.out2.weight", "text_emb.right.weight"),

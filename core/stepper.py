@@ -19,7 +19,7 @@ from moshi_cli.core.config import Sampling
 from moshi_cli.core.lm import MoshiLm
 from moshi_cli.core.sampling import Noise, choose, guide
 from moshi_cli.core.state import State
-from moshi_cli.core.streams import UNKNOWN, ZERO, DelayPattern, DelayRing, Role
+from moshi_cli.core.streams import UNKNOWN, ZERO, DelayPattern, DelayRing, ResidualTail, Role
 
 
 class Steer(Protocol):
@@ -67,6 +67,7 @@ class StepState(State):
     conditions: Conditions | None
     prompt: Prompt | None
     steer: State | None
+    residual: ResidualTail | None  # of models that hear it, if a voice is given
 
     @property
     def clock(self) -> Tensor:
@@ -77,7 +78,7 @@ class StepState(State):
         """Rewind the slots marked in bool[B]; seeds and conditions stay."""
         times = len(self.lm.clock) // len(self.seed)
         self.lm.reset(slots.repeat(times))
-        for part in (self.prompt, self.steer):
+        for part in (self.prompt, self.steer, self.residual):
             if part is not None:
                 part.reset(slots)
 
@@ -139,6 +140,11 @@ class Stepper:
             conditions=None,
             prompt=prompt,
             steer=None if self.steer is None else self.steer.init_state(slots, device),
+            residual=(
+                ResidualTail.of(self.pattern, slots, like, self.lm.config.residual)
+                if self.lm.config.residual and any(self.pattern.given)
+                else None
+            ),
         )
 
     def forced(self, state: StepState, clock: Tensor) -> Tensor | None:
@@ -159,10 +165,17 @@ class Stepper:
             hidden[:, 0] = True
         return torch.where(hidden & (clock[:, None] > self.delays), ZERO, inputs)
 
-    def step(self, state: StepState, given: Tensor | None, active: Tensor) -> Step:
+    def step(
+        self,
+        state: StepState,
+        given: Tensor | None,
+        active: Tensor,
+        residual: Tensor | None = None,
+    ) -> Step:
         """One step of the active slots.
 
         given long[B, G]: the rows of `pattern.given`, frame clock - 1; not looked at in step 0.
+        residual [B, 2 · dim]: what these codes leave, for models that hear it.
         """
         s, ring = self.sampling, state.ring
         clock = state.clock.clone()
@@ -171,11 +184,14 @@ class Stepper:
             ring.write(self.given, clock[:, None] + ring.grid.delays[self.given], given,
                        active & (clock > 0))  # fmt: skip
         inputs = ring.read(clock)
-        column, on = inputs, active
+        column, on, heard = inputs, active, None
+        if state.residual is not None:
+            heard = state.residual.push(residual, active & (clock > 0))
         if s.guided:
             column = torch.cat([inputs, self.null_inputs(inputs, state, clock)])
             on = torch.cat([active, active])
-        h, logits = self.lm.temporal(column[..., None], state.lm, on, state.conditions)
+            heard = None if heard is None else torch.cat([heard, heard])
+        h, logits = self.lm.temporal(column[..., None], state.lm, on, state.conditions, heard)
         h, logits = h[:, 0], logits[:, 0]
         if s.guided:
             logits = guide(logits, s.guidance) if s.guide_text else logits[: len(active)]

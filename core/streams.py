@@ -18,10 +18,11 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from moshi_cli.core.errors import ModelError
-from moshi_cli.core.state import State
+from moshi_cli.core.state import State, keep
 
 if TYPE_CHECKING:
     from moshi_cli.core.config import LmConfig
@@ -67,6 +68,7 @@ class Shifted:
     inputs: Tensor  # long[B, K, S]: what step s reads
     targets: Tensor  # long[B, K, S]: what step s + 1 reads; a target where mask, else only context
     mask: Tensor  # bool[B, K, S]: positions that carry a target
+    residual: Tensor | None = None  # [B, 2 · dim, S]: what step s hears beside the given codes
 
 
 @dataclass(frozen=True)
@@ -146,10 +148,19 @@ class DelayPattern:
 
         return Grid(row(self.delays), row(self.starts), row(self.mutes), row(self.tokens))
 
-    def shift(self, codes: Tensor, steps: int | None = None) -> Shifted:
+    def halves(self) -> tuple[int, int]:
+        """How late the two halves of the given voice's residual are: as its first and its last
+        codebook."""
+        rows = [k for k in self.given if k]
+        return (self.delays[rows[0]], self.delays[rows[-1]]) if rows else (0, 0)
+
+    def shift(
+        self, codes: Tensor, steps: int | None = None, residual: Tensor | None = None
+    ) -> Shifted:
         """codes long[B, K, T], ZERO where unknown -> inputs, targets, mask, each [B, K, S].
 
-        S = T + span, so that every frame is predicted once; `steps` cuts to fewer.
+        S = T + span, so that every frame is predicted once; `steps` cuts to fewer. residual
+        [B, 2 · dim, T]: what the codes of the given voice leave.
         """
         B, K, T = codes.shape
         assert len(self.delays) == K, (len(self.delays), codes.shape)
@@ -162,7 +173,10 @@ class DelayPattern:
         is_head, token = grid.head(step)  # [S + 1, K]
         columns = torch.where(is_head.T, token.T, delayed)  # [B, K, S + 1]
         mask = inside & (delayed != ZERO) & ~(grid.mutes >= FOREVER)[:, None]
-        return Shifted(columns[..., :-1], columns[..., 1:], mask[..., 1:])
+        if residual is not None:
+            late = zip(residual.chunk(2, 1), self.halves(), strict=True)
+            residual = torch.cat([F.pad(x, (1 + d, S))[..., :S] for x, d in late], 1)
+        return Shifted(columns[..., :-1], columns[..., 1:], mask[..., 1:], residual)
 
 
 @dataclass
@@ -178,6 +192,28 @@ class Grid:
         """step long[B] -> is_head bool[B, K]: no frame to read; token long[B, K]: instead."""
         s = step[:, None]
         return s <= self.mutes, torch.where(s <= self.starts, self.tokens, ZERO)
+
+
+@dataclass
+class ResidualTail(State):
+    """The latest residuals of the given voice, until their codes are due."""
+
+    x: Tensor  # [B, n, 2 · dim], newest last
+    late: tuple[int, int]  # frames by which the halves are late
+
+    @classmethod
+    def of(cls, pattern: DelayPattern, slots: int, like: Tensor, dim: int) -> ResidualTail:
+        """Nothing heard yet."""
+        late = pattern.halves()
+        return cls(like.new_zeros(slots, max(late) + 1, 2 * dim), late)
+
+    def push(self, residual: Tensor | None, active: Tensor) -> Tensor:
+        """residual [B, 2 · dim] of the frame that is given (None: not known), active bool[B] ->
+        what this step hears [B, 1, 2 · dim]."""
+        new = torch.zeros_like(self.x[:, 0]) if residual is None else residual.to(self.x)
+        keep(self.x, torch.cat([self.x[:, 1:], new[:, None]], 1), active)
+        first, second = self.x.chunk(2, 2)
+        return torch.cat([first[:, -1 - self.late[0]], second[:, -1 - self.late[1]]], 1)[:, None]
 
 
 @dataclass

@@ -210,11 +210,19 @@ class ResidualVq(nn.Module):
             left = left - layer.decode(entry)
         return paths[:, 0]  # sorted
 
-    def decode(self, codes: Tensor) -> Tensor:
-        """codes [B, n, T], n ≤ codebooks -> latent [B, D, T]."""
+    def total(self, codes: Tensor) -> Tensor:
+        """codes [B, n, T], n ≤ codebooks -> sum of their centroids [B, T, dim]."""
         z = sum(layer.decode(c) for layer, c in zip(self.books, codes.unbind(1), strict=False))
         assert isinstance(z, Tensor)
-        return self.output_proj(z.transpose(1, 2))
+        return z
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """codes [B, n, T], n ≤ codebooks -> latent [B, D, T]."""
+        return self.output_proj(self.total(codes).transpose(1, 2))
+
+    def residual(self, x: Tensor, codes: Tensor) -> Tensor:
+        """x [B, D, T] and its codes [B, n, T] -> what they leave of its projection [B, dim, T]."""
+        return self.input_proj(x) - self.total(codes).transpose(1, 2)
 
     def train_step(
         self,
@@ -352,3 +360,12 @@ class SplitVq(nn.Module):
         if codes.shape[1] > first:
             latent = latent + self.acoustic.decode(codes[:, first:])
         return latent
+
+    def residual(self, x: Tensor, codes: Tensor) -> Tensor:
+        """latent [B, D, T] and its codes [B, n, T] -> what they leave of it [B, 2 · dim, T], of the
+        semantic branch and then of the acoustic one (zeros without acoustic codes)."""
+        first = self.config.semantic
+        left = self.semantic.residual(x, codes[:, :first])
+        if codes.shape[1] <= first:
+            return torch.cat([left, torch.zeros_like(left)], 1)
+        return torch.cat([left, self.acoustic.residual(x, codes[:, first:])], 1)

@@ -159,6 +159,9 @@ def encode(
         flag("--plan", "YAML: takes of the clips of packs, and windows of many.", metavar="FILE"),
     ] = None,
     shard: Shard = None,
+    residual: Annotated[
+        bool, flag("--residual", "What codes leave of the sound, too, for models that hear it.")
+    ] = False,
     model: ModelOptions,
     log: LogOptions,
 ) -> int:
@@ -172,10 +175,13 @@ def encode(
     takes = plans.load(plan) if plan is not None else None
     mimi = open_codec(model, console).mimi
     if takes is not None:
-        return encode_plan(data, output_dir, mimi, console, takes, seed=model.seed, shard=shard)
+        return encode_plan(
+            data, output_dir, mimi, console, takes, seed=model.seed, shard=shard,
+            residual=residual,
+        )  # fmt: skip
     return run(
         data, output_dir, mimi, console, layout=layout, words=not no_words, skip=bad == "skip",
-        piece_s=piece, variants=variants, seed=model.seed, shard=shard,
+        piece_s=piece, variants=variants, seed=model.seed, shard=shard, residual=residual,
         noises=tuple(noise or ()) if microphone or noise else None,
     )  # fmt: skip
 

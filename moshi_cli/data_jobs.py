@@ -180,6 +180,7 @@ def encode(
     variants: int,
     seed: int,
     shard: str | None,
+    residual: bool,
     noises: tuple[str, ...] | None,
 ) -> int:
     """A cache of codes in `folder`, or in a folder of the shard within it."""
@@ -212,7 +213,9 @@ def encode(
         progress.finish_item()
 
     try:
-        count = write_cache(mimi, jobs, folder, seed=seed, settings=settings, report=report)
+        count = write_cache(
+            mimi, jobs, folder, seed=seed, residual=residual, settings=settings, report=report
+        )
     finally:
         progress.close()
     hours = sum(job.duration_s for job in jobs) / 3600
@@ -229,6 +232,7 @@ def encode_plan(
     *,
     seed: int,
     shard: str | None,
+    residual: bool = False,
 ) -> int:
     """A cache of the takes that a plan makes of packs."""
     from moshi_cli.tasks import plans
@@ -242,7 +246,7 @@ def encode_plan(
     settings = {"plan": plain(plan), "jobs": digest(job.row.id for job in jobs)}
     try:
         count = write_cache(
-            mimi, jobs, folder, seed=seed + part, settings=settings,
+            mimi, jobs, folder, seed=seed + part, residual=residual, settings=settings,
             report=lambda done: progress.finish_item(),
         )  # fmt: skip
     finally:

@@ -122,7 +122,8 @@ def places(
     for place in data:
         if is_cache(place):
             refuse_other_codecs(Path(place), model)
-            cache = Cache(place, model.mimi.num_codebooks)
+            width = 2 * model.lm.config.residual if model.lm is not None else 0
+            cache = Cache(place, model.mimi.num_codebooks, width)
             takes = (
                 t for t in cache.takes
                 if t.kind.startswith(tuple(kinds) or "") and not t.kind.startswith(tuple(skip))

@@ -35,7 +35,7 @@ from moshi_cli.tasks.mixture import Mixture
 from moshi_cli.tasks.objectives import CodecObjective
 from moshi_cli.tasks.randomness import generator_of
 from moshi_cli.tasks.recipes import Recipe, Start
-from moshi_cli.tasks.seeding import seed_embeddings
+from moshi_cli.tasks.seeding import seed_embeddings, seed_residual
 from moshi_cli.tasks.spelling import read_spelling
 from moshi_cli.tasks.stages import CodecStage, LmStage, Stage
 from moshi_cli.tasks.train import Objective
@@ -84,6 +84,9 @@ def adjusted(recipe: Recipe, model: Model) -> Recipe:
     if model.lm is not None and stage.acoustic_delay is not None:
         lm = delayed(model.lm.config, stage.acoustic_delay)
         model.lm.config, model.config = lm, replace(model.config, lm=lm)
+    if model.lm is not None and stage.residual and model.lm.residual is None:
+        seed_residual(model.lm, model.mimi)
+        model.config = replace(model.config, lm=model.lm.config)
     return replace(recipe, stage=finetune.prepare(stage, model))
 
 
@@ -228,7 +231,9 @@ def make_lm(recipe: Recipe, model: Model) -> tuple[Objective, dict[str, float]]:
     refuse_empty(stage)
     for source in stage.mix if recipe.run.encode else ():
         if source.form in TASKS and Path(source.folder).is_file():
-            encode_manifest(Path(source.folder), model.mimi, TASKS[source.form])
+            residual = bool(model.lm.config.residual)
+            task = TASKS[source.form]
+            encode_manifest(Path(source.folder), model.mimi, task, residual=residual)
     mixture = Mixture.open(stage, model)
     pairs = zip(stage.mix, mixture.sources, strict=True)
     data = {f"{place.folder} ({place.form})": source.seconds for place, source in pairs}

@@ -1,11 +1,12 @@
 """Cached codes: what a language model is trained on, made once from packs by the codec.
 
 A cache is a folder: `codes.i16` (flat int16 [frames, Q]), `index.jsonl`, a row per take, and
-`cache.json`, whose codec it was; or a folder of such folders, its shards. A take is a clip with
-silence before and after it, perhaps louder, softer or noisier than it was, or a piece of a longer
-recording; of a conversation it has two lines, the own voice and then the partner, as long as each
-other. Words are timed from the take's own start. Same seed, same takes: a stopped job goes on where
-it was.
+`cache.json`, whose codec it was; or a folder of such folders, its shards. For models that hear what
+codes leave of a voice there is `residual.f16` beside them (float16 [frames, 2 · dim]). A take is a
+clip with silence before and after it, perhaps louder, softer or noisier than it was, or a piece of
+a longer recording; of a conversation it has two lines, the own voice and then the partner, as long
+as each other. Words are timed from the take's own start. Same seed, same takes: a stopped job goes
+on where it was.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ import json
 import os
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 import torch
@@ -25,6 +27,7 @@ from torch import Tensor
 
 from moshi_cli.core.errors import InputError
 from moshi_cli.core.mimi import Mimi
+from moshi_cli.core.streams import ZERO
 from moshi_cli.tasks.augment import colored_noise
 from moshi_cli.tasks.codec import describe
 from moshi_cli.tasks.data import Pack, Row
@@ -33,6 +36,7 @@ from moshi_cli.tasks.randomness import generator_of, rng_of
 FRAME_HZ = 12.5
 SILENCE = "silence"  # kind of the take that is nothing but silence
 HISS = "hiss"  # kind of takes that are faint noise
+REST = "residual.f16"
 CHUNK_FRAMES = 250  # encoded at once: longer sound goes through the codec as a stream
 
 Words = tuple[tuple[str, float, float], ...]  # word, start, end in seconds
@@ -153,37 +157,44 @@ def write_cache(
     folder: Path,
     *,
     seed: int = 0,
+    residual: bool = False,
     settings: Mapping[str, Any] | None = None,
     report: Callable[[int], None] = lambda done: None,
 ) -> int:
     """Encode every job into a cache; what is already there stays. Returns the number of takes.
 
-    settings: what else the takes depend on. InputError if the cache was made in another way.
+    residual: keep what the codes leave, too. settings: what else the takes depend on. InputError if
+    the cache was made in another way.
     """
     folder.mkdir(parents=True, exist_ok=True)
     index, flat = folder / "index.jsonl", folder / "codes.i16"
     info = describe(mimi)
     facts = {"codebooks": info.codebooks, "codebook_size": info.codebook_size, "codec": info.codec}
-    keep_facts(folder, {**facts, "seed": seed, **(settings or {})})
+    width = 2 * mimi.config.quantizer.dim if residual else 0
+    keep_facts(folder, {**facts, "seed": seed, "residual": width, **(settings or {})})
     if index.exists():  # a row that was being written is written again
         text = index.read_bytes()
         os.truncate(index, text.rfind(b"\n") + 1)
     done = read_takes(index) if index.exists() else []
     end = done[-1].end if done else 0
     mimi.eval()
-    with flat.open("r+b" if flat.exists() else "wb") as codes, index.open("a") as rows:
-        codes.truncate(2 * info.codebooks * end)
-        codes.seek(0, os.SEEK_END)
+    with ExitStack() as files:
+        codes = files.enter_context(opened(flat, 2 * info.codebooks * end))
+        rest = files.enter_context(opened(folder / REST, 2 * width * end)) if width else None
+        rows = files.enter_context(index.open("a"))
         count = 0
         for count, job in enumerate(jobs, 1):
             if count <= len(done):
                 continue
             row = job.row
             sound, *words = job.sound(generator_of(seed, count), mimi.sample_rate)
-            lines = encode_lines(mimi, sound if sound.dim() == 2 else sound[None])  # [L, Q, T]
-            data = lines.transpose(1, 2).to(torch.int16).contiguous().numpy().tobytes()
+            lines, left = encode_whole(mimi, sound if sound.dim() == 2 else sound[None])
+            data = flattened(lines, torch.int16)
             codes.write(data)
             codes.flush()
+            if rest is not None:
+                rest.write(flattened(left, torch.float16))
+                rest.flush()
             take = Take(
                 row.id, row.kind, row.voice, row.text, words[0], end, lines.shape[2], row.qa,
                 lines=len(lines), partner_words=words[1] if len(words) > 1 else (),
@@ -196,6 +207,19 @@ def write_cache(
     return count
 
 
+def opened(path: Path, size: int) -> BinaryIO:
+    """A file of which the first `size` bytes stay, to go on after them."""
+    file = path.open("r+b" if path.exists() else "wb")
+    file.truncate(size)
+    file.seek(0, os.SEEK_END)
+    return file
+
+
+def flattened(lines: Tensor, dtype: torch.dtype) -> bytes:
+    """[lines, N, T] -> [lines, T, N] in a file."""
+    return lines.transpose(1, 2).to(dtype).contiguous().numpy().tobytes()
+
+
 def keep_facts(folder: Path, facts: Mapping[str, Any]) -> None:
     """Write cache.json, or compare with the one that is there."""
     path, facts = folder / "cache.json", dict(facts)
@@ -203,6 +227,7 @@ def keep_facts(folder: Path, facts: Mapping[str, Any]) -> None:
         path.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
         return
     before = read_facts(folder)
+    before = {"residual": 0, **before}  # not said by older ones
     for key in facts:
         if before.get(key) != facts[key]:
             raise InputError(
@@ -220,16 +245,23 @@ def read_facts(folder: Path) -> dict[str, Any]:
         raise InputError(f"{path}: cannot read ({error})") from None
 
 
-@torch.no_grad()
 def encode_lines(mimi: Mimi, sound: Tensor) -> Tensor:
     """sound float32 [lines, S] -> codes long[lines, Q, T], in bounded memory."""
+    return encode_whole(mimi, sound)[0]
+
+
+@torch.no_grad()
+def encode_whole(mimi: Mimi, sound: Tensor) -> tuple[Tensor, Tensor]:
+    """sound float32 [lines, S] -> codes long[lines, Q, T] and what they leave [lines, 2 · dim, T],
+    in bounded memory."""
     device, chunk = next(mimi.parameters()).device, CHUNK_FRAMES * mimi.frame_samples
     sound = F.pad(sound, (0, -sound.shape[-1] % mimi.frame_samples))[:, None]  # [lines, 1, S]
     if sound.shape[-1] <= chunk:
-        return mimi.encode(sound.to(device)).cpu()
+        codes, left = mimi.encode_whole(sound.to(device))
+        return codes.cpu(), left.cpu()
     state = mimi.init_state(len(sound), device=device).encoder
-    parts = [mimi.encode(part.to(device), state).cpu() for part in sound.split(chunk, dim=2)]
-    return torch.cat(parts, 2)
+    parts = [mimi.encode_whole(part.to(device), state) for part in sound.split(chunk, dim=2)]
+    return torch.cat([c.cpu() for c, _ in parts], 2), torch.cat([r.cpu() for _, r in parts], 2)
 
 
 def parse_take(data: Mapping[str, Any]) -> Take:
@@ -271,13 +303,17 @@ def shards(folder: Path) -> list[Path]:
 
 
 class Cache:
-    """One or more folders of takes. `codes` int16 [frames, Q] per folder, memory-mapped."""
+    """One or more folders of takes. `codes` int16 [frames, Q] per folder, memory-mapped, and, if
+    `residual` is their width, what they leave, float16 [frames, residual]."""
 
-    def __init__(self, folders: str | Path | Sequence[str | Path], codebooks: int):
+    def __init__(
+        self, folders: str | Path | Sequence[str | Path], codebooks: int, residual: int = 0
+    ):
         several = [folders] if isinstance(folders, str | Path) else list(folders)
-        self.codebooks = codebooks
+        self.codebooks, self.residual = codebooks, residual
         self.takes: list[Take] = []
         self.parts: list[np.ndarray] = []
+        self.rests: list[np.ndarray] = []
         for folder in (part for place in several for part in shards(Path(place))):
             has = read_facts(folder).get("codebooks", codebooks)
             if has != codebooks:
@@ -285,16 +321,39 @@ class Cache:
             takes = read_takes(folder / "index.jsonl")
             if not takes:
                 continue
-            flat = np.memmap(folder / "codes.i16", np.int16, "r")
-            needed = max(t.end for t in takes) * codebooks
-            if len(flat) < needed:
-                raise InputError(f"{folder}: codes.i16 is shorter than its index says")
+            end = max(t.end for t in takes)
+            if residual:
+                wide = read_facts(folder).get("residual", 0)
+                if wide != residual:
+                    hint = "`moshi data encode --residual`, with the model's codec"
+                    text = (
+                        f"has {wide} numbers a frame beside its codes, the model hears {residual}"
+                    )
+                    raise InputError(f"{folder}: {text}", hint)
+                self.rests.append(mapped(folder / REST, np.float16, end, residual))
             self.takes += [replace(t, part=len(self.parts)) for t in takes]
-            self.parts.append(flat[:needed].reshape(-1, codebooks))
+            self.parts.append(mapped(folder / "codes.i16", np.int16, end, codebooks))
 
     def read(self, take: Take, first: int = 0, frames: int | None = None, line: int = 0) -> Tensor:
-        """Codes of one voice from frame `first` on, at most `frames`. -> long[Q, T]"""
+        """Codes of one voice from frame `first` on, at most `frames`. -> long[Q, T]; float32
+        [Q + residual, T] with what they leave below them, if that is asked for."""
         start, end = take.first + line * take.frames, take.first + (line + 1) * take.frames
         last = end if frames is None else min(start + first + frames, end)
-        part = self.parts[take.part][start + first : last].astype(np.int64)
-        return torch.from_numpy(part).t()
+        codes = self.parts[take.part][start + first : last]
+        if not self.residual:
+            return torch.from_numpy(codes.astype(np.int64)).t()
+        left = self.rests[take.part][start + first : last]
+        return torch.from_numpy(np.concatenate([codes, left], 1, dtype=np.float32)).t()
+
+    def nothing(self, frames: int) -> Tensor:
+        """The same of a voice that is not there: ZERO, and no residual."""
+        codes = torch.full((self.codebooks, frames), ZERO)
+        return torch.cat([codes, torch.zeros(self.residual, frames)]) if self.residual else codes
+
+
+def mapped(path: Path, dtype: type, frames: int, width: int) -> np.ndarray:
+    """The first frames of a flat file, [frames, width]. InputError if it has fewer."""
+    flat = np.memmap(path, dtype, "r")
+    if len(flat) < frames * width:
+        raise InputError(f"{path.parent}: {path.name} is shorter than its index says")
+    return flat[: frames * width].reshape(-1, width)

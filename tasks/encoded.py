@@ -37,8 +37,9 @@ def cache_of(folder: str | Path, *, there: bool = True) -> Path:
     return codes
 
 
-def encode_manifest(path: Path, mimi: Mimi, task: Task) -> Path:
-    """The cache of a manifest, made by the first process if it is not there."""
+def encode_manifest(path: Path, mimi: Mimi, task: Task, *, residual: bool = False) -> Path:
+    """The cache of a manifest, made by the first process if it is not there; residual: with what
+    codes leave of the sound."""
     folder = cache_of(path, there=False)
     layout = "mono" if task.partner is Role.ABSENT else "stereo"
     if parallel.rank() == 0:
@@ -47,6 +48,7 @@ def encode_manifest(path: Path, mimi: Mimi, task: Task) -> Path:
         digest = hashlib.sha256(names.encode()).hexdigest()[:16]
         hours = sum(job.duration_s for job in jobs) / 3600
         log.warning("%s: %.2f hours of sound become codes in %s", path, hours, folder)
-        write_cache(mimi, jobs, folder, settings={"layout": layout, "jobs": digest})
+        settings = {"layout": layout, "jobs": digest}
+        write_cache(mimi, jobs, folder, residual=residual, settings=settings)
     parallel.wait()
     return folder

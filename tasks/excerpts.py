@@ -105,26 +105,31 @@ class Excerpts:
             line = int(torch.randint(take.lines, (), generator=generator))
         return take, first, line
 
-    def grid(self, frames: int, generator: torch.Generator) -> Tensor:
-        """One sample, undelayed: long[K, T].
+    def grid(self, frames: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """One sample, undelayed: long[K, T]; what the codes leave of the given voice [R, T].
 
         Short takes of one line follow each other until the sample is full; a conversation that is
         too short is followed by nothing (ZERO), which is neither heard nor learnt.
         """
         Q, P = self.lm.voice_q, self.lm.partner_q
         grid = torch.full((self.lm.streams, frames), ZERO)
+        residual = torch.zeros(self.cache.residual, frames)
         at = 0
         while at < frames:
             take, first, line = self.pick(frames - at, generator)
-            codes = self.cache.read(take, first, frames - at, line)  # [Q, n]
-            n = codes.shape[1]
+            voice = self.cache.read(take, first, frames - at, line)  # [Q + R, n]
+            n = voice.shape[1]
             grid[0, at : at + n] = self.row(take, first, n, line)
-            grid[1 : 1 + Q, at : at + n] = codes[:Q]
+            grid[1 : 1 + Q, at : at + n] = voice[:Q]
             if self.two:
-                grid[1 + Q :, at : at + n] = self.cache.read(take, first, n, 1 - line)[:P]
+                voice = self.cache.read(take, first, n, 1 - line)
+                grid[1 + Q :, at : at + n] = voice[:P]
+            if Role.GIVEN in (self.task.voice, self.task.partner):
+                residual[:, at : at + n] = voice[self.cache.codebooks :]
+            if self.two:
                 break
             at += n
-        return grid
+        return grid, residual
 
     def row(self, take: Take, first: int, frames: int, line: int) -> Tensor:
         """The words of a line as a text row long[frames]."""
@@ -142,8 +147,9 @@ class Excerpts:
             # half a frame further out, so that truncation towards zero gives `lag` itself
             task = replace(self.task, lag_s=(lag + 0.5 * np.sign(lag)) / FRAME_HZ)
             pattern = DelayPattern.of(task, self.lm)
-            grid = self.grid(frames, generator)[None]
-            parts.append(learnable(pattern.shift(grid, frames), pattern))
+            grid, residual = self.grid(frames, generator)
+            left = residual[None] if self.lm.residual else None
+            parts.append(learnable(pattern.shift(grid[None], frames, left), pattern))
             lags.append(str(lag))
         return LmBatch(join_shifted(parts), lags, [self.task.name] * batch)
 
@@ -151,7 +157,8 @@ class Excerpts:
 def open_excerpts(source: Source, stage: LmStage, model: Model) -> Excerpts:
     """What `moshi data encode` made, for the task that is the source's form."""
     assert model.lm is not None and model.text is not None
-    cache = Cache(cache_of(source.folder), model.mimi.num_codebooks)
+    width = 2 * model.lm.config.residual
+    cache = Cache(cache_of(source.folder), model.mimi.num_codebooks, width)
     takes = [
         t
         for t in cache.takes

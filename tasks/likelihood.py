@@ -23,11 +23,11 @@ from torch import Tensor
 from moshi_cli.core.config import LmConfig, ModelConfig
 from moshi_cli.core.errors import InputError, UsageError
 from moshi_cli.core.lm import MoshiLm
-from moshi_cli.core.losses import asked, join_shifted, learnable
+from moshi_cli.core.losses import asked, heard, join_shifted, learnable
 from moshi_cli.core.mimi import Mimi
 from moshi_cli.core.streams import FRAME_HZ, ZERO, DelayPattern, Role, Task
 from moshi_cli.core.text import Text
-from moshi_cli.tasks.cache import Cache, Take, Words, encode_lines
+from moshi_cli.tasks.cache import Cache, Take, Words, encode_whole
 from moshi_cli.tasks.evaluation import Figure, kept, ratio
 from moshi_cli.tasks.excerpts import SPEECH, TASKS, text_row
 from moshi_cli.tasks.lm_objective import known_lags
@@ -65,7 +65,10 @@ def nlls(lm: MoshiLm, batch: LmBatch) -> Nlls:
     inputs = shifted.inputs.to(device)
     targets = shifted.targets[:, : 1 + Q].to(device)
     mask = shifted.mask[:, : 1 + Q].to(device)
-    h, logits = lm.temporal(inputs, conditions=conditions)
+    residual = heard(shifted)
+    if residual is not None:
+        residual = residual.to(device)
+    h, logits = lm.temporal(inputs, conditions=conditions, residual=residual)
     nats = torch.zeros(targets.shape, device=device)
     text = asked(targets[:, 0], lm.config)
     words = mask[:, 0]
@@ -119,6 +122,7 @@ class Scene:
 
     codes: Tensor  # long[L, Q, T]
     words: Words | None  # of the own voice, in seconds from the start; None: not known
+    residual: Tensor | None = None  # [L, R, T]: what the codes leave; None: not known
 
 
 @dataclass(frozen=True)
@@ -146,10 +150,11 @@ def cached(cache: Cache, takes: Iterable[Take], window_s: float) -> Iterator[Pla
 
 
 def _read(cache: Cache, take: Take, first: int, frames: int) -> Scene:
-    lines = [cache.read(take, first, frames, line) for line in range(take.lines)]
+    voices = torch.stack([cache.read(take, first, frames, line) for line in range(take.lines)])
+    codes, residual = voices.split([cache.codebooks, cache.residual], 1)
     shift_s = first / FRAME_HZ
     words = tuple((w, s - shift_s, e - shift_s) for w, s, e in take.words)
-    return Scene(torch.stack(lines), words)
+    return Scene(codes.long(), words, residual if cache.residual else None)
 
 
 def recorded(
@@ -165,8 +170,8 @@ def recorded(
 
 def _encode(mimi: Mimi, piece: Piece, words: bool) -> Scene:
     sound, own, *_ = piece.sound(generator_of(0), mimi.sample_rate)
-    codes = encode_lines(mimi, sound if sound.dim() == 2 else sound[None])
-    return Scene(codes, own if words else None)
+    codes, residual = encode_whole(mimi, sound if sound.dim() == 2 else sound[None])
+    return Scene(codes, own if words else None, residual)
 
 
 # Tasks --------------------------------------------------------------------------------------------
@@ -227,10 +232,20 @@ class Examiner:
             grid[1 + lm.voice_q :] = scene.codes[1][: lm.partner_q]
         return grid
 
+    def residual(self, scene: Scene) -> Tensor | None:
+        """What the given voice's codes leave of it, [1, R, T], if the model hears it."""
+        if not self.lm.config.residual or scene.residual is None or not any(self.pattern.given):
+            return None
+        return scene.residual[int(self.two)][None]
+
     def batch(self, scenes: Sequence[Scene]) -> LmBatch:
         """Scenes as one batch, every frame predicted once."""
         parts = [
-            learnable(self.pattern.shift(self.grid(scene)[None]), self.pattern) for scene in scenes
+            learnable(
+                self.pattern.shift(self.grid(scene)[None], residual=self.residual(scene)),
+                self.pattern,
+            )
+            for scene in scenes
         ]
         lag = str(self.task.lag_frames)
         return LmBatch(join_shifted(parts), [lag] * len(parts), [self.task.name] * len(parts))

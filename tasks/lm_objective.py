@@ -64,7 +64,7 @@ class LmStep(nn.Module):
 
     def forward(
         self,
-        shifted: tuple[Tensor, Tensor, Tensor],
+        shifted: tuple[Tensor, Tensor, Tensor, Tensor | None],
         values: Sequence[Mapping[str, Value]],
         mass: Tensor | None = None,
         letters: Tensor | None = None,
@@ -156,7 +156,8 @@ class LmObjective:
         hide = torch.rand(B, K, S, generator=generator) < stage.hide
         blind = torch.rand(B, S, generator=generator) < stage.hide_text
         hide[:, 0] = blind & (s.inputs[:, 1:] >= 0).flatten(1).any(1)[:, None]  # not text alone
-        hide |= self.narrowed(batch, generator)
+        narrowed = self.narrowed(batch, generator)
+        hide |= narrowed
         keep = torch.rand(B, 1, S, generator=generator) < stage.depth_share
         mask = torch.cat([s.mask[:, :1], s.mask[:, 1 : 1 + Q] & keep, s.mask[:, 1 + Q :]], 1)
         letters = batch.letters
@@ -167,8 +168,21 @@ class LmObjective:
             if letters is not None:  # what is about to be spoken only the text could tell
                 letters = letters.clone()
                 letters[untold, PER_FRAME:] = UNKNOWN
-        seen = Shifted(torch.where(hide, ZERO, s.inputs), s.targets, mask)
+        seen = Shifted(torch.where(hide, ZERO, s.inputs), s.targets, mask, s.residual)
+        if s.residual is not None:
+            seen = replace(seen, residual=self.dulled(s, narrowed, generator))
         return replace(batch, shifted=seen, letters=letters)
+
+    def dulled(self, shifted: Shifted, narrowed: Tensor, generator: torch.Generator) -> Tensor:
+        """What codes leave of the given voice, hidden in some frames as they are, and in all where
+        a part of the codes is hidden throughout (narrowed bool[B, K, 1]): zeros are what a model
+        hears that is given codes alone."""
+        assert shifted.residual is not None
+        B, R, S = shifted.residual.shape
+        hide = torch.rand(B, 2, S, generator=generator) < self.stage.hide
+        given = ~shifted.mask.any(2)  # [B, K]
+        hide |= (narrowed[..., 0] & given).any(1)[:, None, None]
+        return shifted.residual.masked_fill(hide.repeat_interleave(R // 2, 1), 0)
 
     def narrowed(self, batch: LmBatch, generator: torch.Generator) -> Tensor:
         """bool[B, K, 1]: streams that an item does not see, so that no item leans on its rarest
@@ -207,7 +221,10 @@ class LmObjective:
                 parallel.quiet(self.engine, i + 1 < len(drawn.batches)),
                 torch.autocast(device.type, torch.bfloat16, enabled=self.stage.bf16),
             ):
-                moved = tuple(t.to(device) for t in (s.inputs, s.targets, s.mask))
+                moved = (
+                    s.inputs.to(device), s.targets.to(device), s.mask.to(device),
+                    None if s.residual is None else s.residual.to(device),
+                )  # fmt: skip
                 letters = batch.letters.to(device) if weight and batch.letters is not None else None
                 total, text, audio, streams, spelled = self.engine(moved, values, mass, letters)
                 total = total + weight * spelled

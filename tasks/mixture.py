@@ -56,7 +56,7 @@ class Takes:
 def open_takes(source: Source, stage: LmStage, model: Model) -> LmSource:
     """Caches that `moshi data encode` made."""
     assert model.lm is not None and model.text is not None
-    cache = Cache(source.folder, model.mimi.num_codebooks)
+    cache = Cache(source.folder, model.mimi.num_codebooks, 2 * model.lm.config.residual)
     lags = stage.lag_s, stage.casting, stage.other_lags_s
     samples = Samples(cache, model.text, model.lm.config, *lags, read_spelling(stage.lexicon))
     return Takes(samples, stage.tasks)

@@ -98,18 +98,18 @@ class Samples:
         return takes[min(int(torch.searchsorted(sums, at, right=True)), len(takes) - 1)]
 
     def quiet(self, frames: int) -> Tensor:
-        """Codes of silence, long[Q, frames]; ZERO if the cache has none."""
+        """Silence as `Cache.read` gives it; nothing at all if the cache has none."""
         if self.silence is None:
-            return torch.full((self.cache.codebooks, frames), ZERO)
+            return self.cache.nothing(frames)
         return self.looped(self.silence, frames)
 
     def looped(self, take: Take, frames: int) -> Tensor:
-        """Codes of a take, again and again, long[Q, frames]."""
+        """A take, again and again, as `Cache.read` gives it."""
         codes = self.cache.read(take)
         return codes.repeat(1, -(-frames // codes.shape[1]))[:, :frames]
 
     def line(self, frames: int, generator: torch.Generator) -> Tensor:
-        """Codes of a partner who says nothing, long[Q, frames]: silence or faint noise."""
+        """A partner who says nothing: silence or faint noise."""
         if not self.hiss or float(torch.rand((), generator=generator)) >= self.casting.hiss:
             return self.quiet(frames)
         return self.looped(self.pick(self.hiss, generator), frames)
@@ -120,24 +120,26 @@ class Samples:
 
     def monologue(
         self, takes: list[Take], frames: int, generator: torch.Generator
-    ) -> tuple[Tensor, Words]:
-        """Takes one after the other, cut to T frames. -> grid [K, T], partner absent; its words"""
-        codes, words, at = [], [], 0
+    ) -> tuple[Tensor, Tensor, Words]:
+        """Takes one after the other, cut to T frames. -> grid [K, T], partner absent; what its
+        codes leave of the voice [R, T]; its words"""
+        voice, words, at = [], [], 0
         while at < frames:
             take = self.pick(takes, generator)
-            codes.append(self.cache.read(take))
+            voice.append(self.cache.read(take))
             words += [(w, s + at / FRAME_HZ, e + at / FRAME_HZ) for w, s, e in take.words]
             at += take.frames
         grid = torch.full((self.lm.streams, frames), ZERO)
         grid[0] = self.row(words, frames)
-        grid[1 : 1 + self.lm.voice_q] = torch.cat(codes, 1)[: self.lm.voice_q, :frames]
-        return grid, words
+        whole = torch.cat(voice, 1)[:, :frames]
+        grid[1 : 1 + self.lm.voice_q] = whole[: self.lm.voice_q]
+        return grid, whole[self.cache.codebooks :], words
 
     def dialogue(
         self, frames: int, generator: torch.Generator
-    ) -> tuple[Tensor, list[Spelled], list[Spelled]]:
-        """Questions and answers in turns, cut to T frames. -> grid [K, T], what both say, partner's
-        first
+    ) -> tuple[Tensor, Tensor, list[Spelled], list[Spelled]]:
+        """Questions and answers in turns, cut to T frames. -> grid [K, T], what its codes leave of
+        the partner [R, T], what both say, partner's first
 
         The partner may speak into an answer, which then breaks off: its voice and its words.
         """
@@ -198,22 +200,24 @@ class Samples:
         grid[0] = self.row(words, frames)
         grid[1 : 1 + Q] = own[:Q]
         grid[1 + Q :] = partner[: self.lm.partner_q]
-        return grid, self.spelling.spelled(asked), said
+        residual = partner[self.cache.codebooks :]
+        return grid, residual, self.spelling.spelled(asked), said
 
     def grid(
         self, task: str, frames: int, generator: torch.Generator
-    ) -> tuple[Tensor, list[Spelled] | None, list[Spelled] | None]:
-        """One sample of a task. -> long[K, T], what is heard and what is spoken (None: nothing)"""
+    ) -> tuple[Tensor, Tensor, list[Spelled] | None, list[Spelled] | None]:
+        """One sample of a task. -> long[K, T], what codes leave of the given voice [R, T], what is
+        heard and what is spoken (None: nothing)"""
         if task == "chat":
             return self.dialogue(frames, generator)
         if task == "asr":
-            grid, words = self.monologue(self.heard or self.spoken, frames, generator)
-            return grid, self.spelling.spelled(words), None
+            grid, residual, words = self.monologue(self.heard or self.spoken, frames, generator)
+            return grid, residual, self.spelling.spelled(words), None
         takes, others = self.own, self.casting.others
         if others and self.strangers and float(torch.rand((), generator=generator)) < others:
             takes = self.strangers
-        grid, words = self.monologue(takes, frames, generator)
-        return grid, None, self.spelling.spelled(words)
+        grid, residual, words = self.monologue(takes, frames, generator)
+        return grid, torch.zeros_like(residual), None, self.spelling.spelled(words)
 
     def batch(
         self, shares: Mapping[str, float], frames: int, batch: int, generator: torch.Generator
@@ -227,8 +231,9 @@ class Samples:
         for name in drawn:
             task = self.timed(name, generator)
             pattern = DelayPattern.of(task, self.lm)
-            grid, heard, spoken = self.grid(name, frames, generator)
-            parts.append(learnable(pattern.shift(grid[None], frames), pattern))
+            grid, residual, heard, spoken = self.grid(name, frames, generator)
+            left = residual[None] if self.lm.residual else None
+            parts.append(learnable(pattern.shift(grid[None], frames, left), pattern))
             late = max(-task.lag_frames, 0)
             letters.append(labels(spell(heard, frames), spell(spoken, frames), late))
             lags.append(str(task.lag_frames))

@@ -7,11 +7,12 @@ often enough on its own.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from moshi_cli.core.layers import Linear
 from moshi_cli.core.lm import MoshiLm
 from moshi_cli.core.mimi import Mimi
 
@@ -80,3 +81,22 @@ def seed_embeddings(lm: MoshiLm, mimi: Mimi, generator: torch.Generator) -> None
             if k < Q - 1:
                 fill(lm.depth.emb[k], book.table)
     lm.text_emb.table.div_(lm.text_emb.table.square().mean().sqrt())
+    if lm.residual is not None:
+        seed_residual(lm, mimi)
+
+
+@torch.no_grad()
+def seed_residual(lm: MoshiLm, mimi: Mimi) -> None:
+    """Let `lm` hear what codes leave of a given voice as it hears the codes: by the linear map from
+    a branch's first codebook to the embeddings of its codes that comes nearest to all of them."""
+    dim, vq = mimi.config.quantizer.dim, mimi.quantizer
+    lm.config = replace(lm.config, residual=dim)
+    lm.residual = Linear(2 * dim, lm.config.temporal.dim).to(lm.like)
+    first = mimi.config.quantizer.semantic
+    for half, (k, book) in enumerate(((0, vq.semantic.books[0]), (first, vq.acoustic.books[0]))):
+        table = lm.emb[k, : len(book.centroids)]
+        if lm.emb_out is not None:
+            table = table @ lm.emb_out.weight[k].T
+        spread = book.centroids - book.centroids.mean(0)
+        way = torch.linalg.lstsq(spread, table - table.mean(0)).solution  # [dim, D]
+        lm.residual.weight[:, half * dim : (half + 1) * dim].copy_(way.T)

@@ -195,6 +195,7 @@ class LmStage(Stage):
     depth_share: float = 1.0  # part of the frames on which the depth transformer learns
     compile: bool = False  # the temporal layers are compiled, for each of `shapes`
     acoustic_delay: int | None = None  # frames; None: as the model has it
+    residual: bool = False  # the model learns to hear what codes leave of a given voice, too
     sampling: dict[str, Sampling] = field(default_factory=dict)  # of a task, for the model's users;
     # guidance other than 1 tells that it learnt to be guided by its text (`untold`)
     lag_range_s: tuple[float, float] = (0.0, 0.0)  # single streams: drawn for each sample
@@ -210,7 +211,9 @@ LOSSES: dict[type[Stage], tuple[str, ...]] = {  # what the weights are for
     LmStage: ("text", "pad", "audio", "semantic", "acoustic", "letters"),
 }  # fmt: skip
 SPEECH_RATES = {"lm.text_emb*": 0.75, "lm.text_linear*": 0.75}  # … where text is known already
-NO_SPEECH = ("lm.emb*", "lm.depth*", "lm.conditioning*", "lm.extra*")  # what text does not reach
+NO_SPEECH = (  # what text does not reach
+    "lm.emb*", "lm.residual*", "lm.depth*", "lm.conditioning*", "lm.extra*",
+)  # fmt: skip
 FAMILY_RATES = {"": SPEECH_RATES, "text": dict.fromkeys(NO_SPEECH, 0.0)}
 
 # The stages of the paper, with its steps and rates; a source's folder is yours to name.

@@ -206,7 +206,7 @@ def test_other_voices_speak_too(cache: Path, tiny_text: Text) -> None:
         takes = samples.heard + samples.other if others else samples.own
         known = {w for take in takes for w, _, _ in take.words}
         spelled = {word: samples.spelling.classes_of(word) for word in known | {"three"}}
-        grid, given, spoken = samples.grid("tts", 400, g)
+        grid, _, given, spoken = samples.grid("tts", 400, g)
         assert given is None
         assert spoken
         assert {w for w, _, _ in spoken} <= set(spelled.values())
