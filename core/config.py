@@ -258,12 +258,17 @@ class Sampling:
     guidance: float = 1.0  # classifier-free guidance; 1: none
     guide_text: bool = True  # False: text from the conditional half, the null half reads no text
     pad_bonus: float = 0.0  # added to the logit of PAD before sampling text
+    beam: int = 1  # hypotheses of the text, of tasks that write only; 1: greedy or sampled
+    lm_weight: float = 0.0  # of the model's n-grams among them …
+    token_bonus: float = 0.0  # … and what a token of text gains beside: n-grams like few words
 
     def __post_init__(self) -> None:
         if min(self.temp, self.text_temp) < 0 or not math.isfinite(self.temp + self.text_temp):
             raise UsageError("a temperature must be zero or positive")
         if min(self.top_k, self.text_top_k) < 0:
             raise UsageError("top-k must be zero (keep all) or positive")
+        if self.beam < 1:
+            raise UsageError("a search keeps at least one hypothesis")
         if not 0 < self.top_p <= 1:
             raise UsageError("top-p must be above 0 and at most 1")
 
@@ -294,6 +299,7 @@ class ModelConfig:
     mimi_file: str = "tokenizer-e351c8d8-checkpoint125.safetensors"
     mimi_config_file: str | None = None
     text_file: str = "tokenizer_spm_32k_3.model"
+    ngram_file: str | None = None  # what is usually said (ngram.py)
     lora_file: str | None = None
     lora_rank: int = 128
     lora_scaling: float = 2.0

@@ -18,6 +18,7 @@ from moshi_cli.core.conditioning import Conditions, Value
 from moshi_cli.core.config import Sampling
 from moshi_cli.core.errors import UsageError
 from moshi_cli.core.mimi import MimiState
+from moshi_cli.core.search import Search
 from moshi_cli.core.state import State
 from moshi_cli.core.stepper import Steer, Stepper, StepState
 from moshi_cli.core.streams import DelayPattern, Role, Task
@@ -34,16 +35,18 @@ USUAL_NULL = {"description": "very_bad"}
 class EngineState(State):
     """All that an engine remembers; `take` and `put` move a session in and out."""
 
-    step: StepState
+    step: StepState  # of `beam` rows per slot, if there is a search
     mimi: MimiState
+    beam: int = 1
 
     def reset(self, slots: Tensor) -> None:
         """Rewind the slots marked in bool[B]."""
-        self.step.reset(slots)
+        self.step.reset(slots.repeat_interleave(self.beam))
         self.mimi.reset(slots)
 
     def take(self, slot: int) -> dict[str, Tensor]:
-        """A copy of one slot, its null half included."""
+        """A copy of one slot, its null half included; not of a search."""
+        assert self.beam == 1
         saved = super().take(slot)
         slots = len(self.step.seed)
         for path, tensor in self.tensors().items():
@@ -97,17 +100,23 @@ class Engine:
         self.model, self.task = model, task
         self.pattern = DelayPattern.of(task, model.lm.config, codebooks)
         self.sampling = sampling or model.config.sampling_of(task.name)
+        self.beam, search = self.sampling.beam, None
+        if self.beam > 1:
+            if self.pattern.made != (0,) or steer is not None or self.sampling.guided:
+                raise UsageError(f"a search is for tasks that write only, not for {task.name!r}")
+            search = Search(model.lm.config, self.sampling, model.ngram)
         self.stepper = Stepper(
-            model.lm, self.pattern, self.sampling, steer=steer, hide_prompt=hide_prompt
-        )
+            model.lm, self.pattern, self.sampling,
+            steer=steer, search=search, hide_prompt=hide_prompt,
+        )  # fmt: skip
         self.stepper.latency = max(1, self.stepper.latency)  # priming never has output
         heard = {task.voice, task.partner} - {Role.ABSENT}
         if Role.GIVEN in heard and task.voice is task.partner:
             raise UsageError("an engine hears one voice")
         self.hears = Role.GIVEN in heard
-        step = self.stepper.init_state(slots, prompt_frames=prompt_frames)
+        step = self.stepper.init_state(slots * self.beam, prompt_frames=prompt_frames)
         mimi = model.mimi.init_state(slots, device=model.device, exact_window=exact_window)
-        self.state = EngineState(step, mimi)
+        self.state = EngineState(step, mimi, self.beam)
         self.slots = slots
         self._frame: Callable[..., Frame] = self.frame
         if compile:
@@ -144,7 +153,7 @@ class Engine:
         """
         self.state.reset(self.only(slot))
         step = self.state.step
-        step.seed[slot] = seed
+        step.seed[self.rows(slot)] = seed
         self.tell(slot, conditions or {}, null or {})
         if prompt is not None:
             assert step.prompt is not None and prompt.shape[1] <= step.prompt.tokens.shape[2]
@@ -161,9 +170,13 @@ class Engine:
             raise UsageError(f"slot {slot} of an engine with {self.slots}")
         return torch.arange(self.slots, device=self.device) == slot
 
+    def rows(self, slot: int) -> list[int]:
+        """Its rows of the language model: hypotheses, of a search."""
+        return list(range(slot * self.beam, (slot + 1) * self.beam))
+
     def prime(self, slots: Tensor) -> None:
         """Do step 0 of the slots marked in bool[B] that have not done it."""
-        self.step(None, slots & (self.state.step.clock == 0))
+        self.step(None, slots & (self.state.step.clock[:: self.beam] == 0))
 
     def close(self, slot: int) -> None:
         """End the session of a slot: forget it all."""
@@ -182,20 +195,19 @@ class Engine:
             return {name: w for name, w in words.items() if w in known.get(name, ())}
 
         values: list[Mapping[str, Value]] = [{**usual({**USUAL, **lag}), **conditions}]
-        at = [slot]
+        at = self.rows(slot)
         if self.sampling.guided:
             values.append({**usual(USUAL_NULL), **null})
             at.append(slot + self.slots)
         fused = lm.condition(values)
         if step.conditions is None:
-            rows = self.slots * len(at)
-            step.conditions = room(fused, rows)
+            step.conditions = room(fused, self.slots * len(at))
         for (path, mine), new in zip(
             step.conditions.tensors().items(), fused.tensors().values(), strict=True
         ):
             if mine.shape[1:] != new.shape[1:]:
                 raise UsageError(f"conditions of all slots must be of one length ({path})")
-            mine[at] = new
+            mine[at] = new  # the same for all rows of a search
 
     def frame(
         self,
@@ -210,7 +222,7 @@ class Engine:
         given, residual = codes, None
         if self.hears and given is None:
             assert pcm is not None
-            listening = active & (state.step.clock > 0)
+            listening = active & (state.step.clock[:: self.beam] > 0)
             if end is not None:
                 listening = listening & ~end
             count = len(self.pattern.given)
@@ -223,8 +235,10 @@ class Engine:
         if given is not None and end is not None:
             given = torch.where(end[:, None], stepper.lm.config.codebook_size, given)
             residual = None if residual is None else residual.masked_fill(end[:, None], 0)
-        done = stepper.step(state.step, given, active, residual)
-        made = done.frame
+        given, residual, rows = (self.spread(x) for x in (given, residual, active))
+        assert rows is not None
+        done = stepper.step(state.step, given, rows, residual)
+        made, ready = done.frame[:: self.beam], done.ready[:: self.beam]
         text = (
             made[:, 0] if 0 in self.pattern.made else torch.full_like(active, -1, dtype=made.dtype)
         )
@@ -232,11 +246,15 @@ class Engine:
         sound, extra = None, None
         if stepper.codebooks:
             tokens = said.clamp(0, stepper.lm.config.codebook_size - 1)
-            sound = mimi.decode(tokens[..., None], state.mimi.decoder, done.ready)
-            sound = torch.where(done.ready[:, None, None], sound, 0.0)
+            sound = mimi.decode(tokens[..., None], state.mimi.decoder, ready)
+            sound = torch.where(ready[:, None, None], sound, 0.0)
         if stepper.lm.extra:
-            extra = stepper.lm.extra_probabilities(done.h[: len(active), None])[:, 0]
-        return Frame(text, said, sound, done.ready, extra)
+            extra = stepper.lm.extra_probabilities(done.h[: len(rows) : self.beam, None])[:, 0]
+        return Frame(text, said, sound, ready, extra)
+
+    def spread(self, x: Tensor | None) -> Tensor | None:
+        """What belongs to slots for each of their rows."""
+        return x if x is None or self.beam == 1 else x.repeat_interleave(self.beam, 0)
 
     @torch.no_grad()
     def step(

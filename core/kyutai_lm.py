@@ -1,8 +1,9 @@
 """The config.json of a published checkpoint <-> ModelConfig, LmConfig.
 
-Keys are upstream's. Four are ours: `tasks` (name -> lag in seconds, for models that do several),
-`task_gen_config` (name -> what differs from `lm_gen_config`), `low_rank_embeddings` (of the
-temporal transformer) and `residual_dim` (`LmConfig.residual`).
+Keys are upstream's. Five are ours: `tasks` (name -> lag in seconds, for models that do several),
+`task_gen_config` (name -> what differs from `lm_gen_config`; `beam_size`, `lm_weight` and
+`token_bonus` of a search, too), `low_rank_embeddings` (of the temporal transformer), `residual_dim`
+(`LmConfig.residual`) and `ngram_name` (the file of core/ngram.py).
 """
 
 from __future__ import annotations
@@ -48,11 +49,12 @@ _DEPTH_KEYS = {
 _MODEL_KEYS = {
     "moshi_name", "mimi_name", "mimi_config_name", "tokenizer_name", "lora_name", "model_type",
     "lm_gen_config", "tts_config", "stt_config", "model_id", "lora", "lora_rank", "lora_scaling",
-    "tasks", "task_gen_config",
+    "tasks", "task_gen_config", "ngram_name",
 }  # fmt: skip
 _SAMPLING_KEYS = {  # of lm_gen_config; upstream has two spellings for the text temperature
     "temp": "temp", "top_k": "top_k", "temp_text": "text_temp", "text_temp": "text_temp",
-    "top_k_text": "text_top_k", "cfg_coef": "guidance",
+    "top_k_text": "text_top_k", "cfg_coef": "guidance", "beam_size": "beam",
+    "lm_weight": "lm_weight", "token_bonus": "token_bonus",
 }  # fmt: skip
 
 
@@ -186,6 +188,9 @@ def write_sampling(s: Sampling) -> dict[str, float]:
     return {
         "temp": s.temp, "top_k": s.top_k, "temp_text": s.text_temp, "top_k_text": s.text_top_k,
         "cfg_coef": s.guidance,
+        **({} if s.beam == 1 else {
+            "beam_size": s.beam, "lm_weight": s.lm_weight, "token_bonus": s.token_bonus,
+        }),
     }  # fmt: skip
 
 
@@ -225,6 +230,7 @@ def read_model(
         mimi_file=data.get("mimi_name") or ModelConfig.mimi_file,
         mimi_config_file=data.get("mimi_config_name"),
         text_file=data.get("tokenizer_name") or ModelConfig.text_file,
+        ngram_file=data.get("ngram_name"),
         lora_file=data.get("lora_name"),
         lora_rank=int(data.get("lora_rank", 128)),
         lora_scaling=float(data.get("lora_scaling", 2.0)),
@@ -321,6 +327,8 @@ def write_model(config: ModelConfig) -> dict[str, Any]:
     }  # fmt: skip
     if lm.residual:
         data["residual_dim"] = lm.residual
+    if config.ngram_file:
+        data["ngram_name"] = config.ngram_file
     if config.samplings:
         data["task_gen_config"] = {k: write_sampling(v) for k, v in config.samplings.items()}
     if lm.depth is not None:

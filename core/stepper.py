@@ -18,6 +18,7 @@ from moshi_cli.core.conditioning import Conditions
 from moshi_cli.core.config import Sampling
 from moshi_cli.core.lm import MoshiLm
 from moshi_cli.core.sampling import Noise, choose, guide
+from moshi_cli.core.search import HOLD, Search, SearchState
 from moshi_cli.core.state import State
 from moshi_cli.core.streams import UNKNOWN, ZERO, DelayPattern, DelayRing, ResidualTail, Role
 
@@ -68,6 +69,7 @@ class StepState(State):
     prompt: Prompt | None
     steer: State | None
     residual: ResidualTail | None  # of models that hear it, if a voice is given
+    search: SearchState | None
 
     @property
     def clock(self) -> Tensor:
@@ -78,7 +80,7 @@ class StepState(State):
         """Rewind the slots marked in bool[B]; seeds and conditions stay."""
         times = len(self.lm.clock) // len(self.seed)
         self.lm.reset(slots.repeat(times))
-        for part in (self.prompt, self.steer, self.residual):
+        for part in (self.prompt, self.steer, self.residual, self.search):
             if part is not None:
                 part.reset(slots)
 
@@ -108,21 +110,23 @@ class Stepper:
         sampling: Sampling,
         *,
         steer: Steer | None = None,
+        search: Search | None = None,
         hide_prompt: bool = False,
     ):
-        """hide_prompt: the null half of guidance does not see the prompt."""
+        """hide_prompt: the null half of guidance does not see the prompt. search: chooses the text
+        of slots in groups."""
         assert pattern.roles[0] is not Role.GIVEN or not lm.config.dep_q, (
             "text given while speaking"
         )
         assert (steer is not None) == (pattern.roles[0] is Role.STEERED), pattern.roles[0]
         self.lm, self.pattern, self.sampling = lm, pattern, sampling
-        self.steer, self.hide_prompt = steer, hide_prompt
+        self.steer, self.search, self.hide_prompt = steer, search, hide_prompt
         device = lm.like.device
         self.given = torch.tensor(pattern.given, dtype=torch.long, device=device)
         self.made = torch.tensor(pattern.made, dtype=torch.long, device=device)
         self.delays = torch.tensor(lm.config.delays, device=device)  # without the task's lag
         self.codebooks = sum(k > 0 for k in pattern.made)
-        self.latency = pattern.latency
+        self.latency = pattern.latency + (0 if search is None else HOLD)
 
     def init_state(self, slots: int, *, prompt_frames: int = 0) -> StepState:
         """Fresh state; prompt_frames: room for prompts (0: none)."""
@@ -135,7 +139,7 @@ class Stepper:
             prompt = Prompt(tokens, torch.full((slots,), -(2**40), device=device))
         return StepState(
             lm=self.lm.init_state(slots * twice, dtype=like.dtype, device=device),
-            ring=DelayRing.of(self.pattern, slots, device),
+            ring=DelayRing.of(self.pattern, slots, device, 0 if self.search is None else HOLD),
             seed=torch.arange(slots, device=device),
             conditions=None,
             prompt=prompt,
@@ -145,6 +149,7 @@ class Stepper:
                 if self.lm.config.residual and any(self.pattern.given)
                 else None
             ),
+            search=None if self.search is None else self.search.init_state(slots, device),
         )
 
     def forced(self, state: StepState, clock: Tensor) -> Tensor | None:
@@ -200,7 +205,10 @@ class Stepper:
             pad = torch.arange(logits.shape[1], device=logits.device) == self.lm.config.text_pad
             logits = logits + s.pad_bonus * pad
         noise = Noise(state.seed, clock)
-        sampled = choose(logits, s.text_temp, s.text_top_k, s.top_p, noise, 0)
+        if self.search is not None:
+            sampled = self.search(logits, state, clock, active, self.latency)
+        else:
+            sampled = choose(logits, s.text_temp, s.text_top_k, s.top_p, noise, 0)
         text, forced = sampled, self.forced(state, clock)
         free = active if forced is None else active & (forced[:, 0] == UNKNOWN)
         if self.steer is not None and state.steer is not None:

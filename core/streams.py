@@ -224,9 +224,11 @@ class DelayRing(State):
     grid: Grid
 
     @classmethod
-    def of(cls, pattern: DelayPattern, slots: int, device: torch.device | str = "cpu") -> DelayRing:
-        """An empty ring, long enough to read back whole frames."""
-        size = (slots, len(pattern.delays), 2 * pattern.span + 3)
+    def of(
+        cls, pattern: DelayPattern, slots: int, device: torch.device | str = "cpu", hold: int = 0
+    ) -> DelayRing:
+        """An empty ring, long enough to read back whole frames, `hold` steps after they are."""
+        size = (slots, len(pattern.delays), 2 * pattern.span + 3 + hold)
         return cls(torch.full(size, UNKNOWN, device=device), pattern.grid(device))
 
     def rewind(self, tensor: Tensor, slots: Tensor) -> None:

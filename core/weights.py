@@ -27,6 +27,7 @@ from moshi_cli.core.hub import Source
 from moshi_cli.core.kyutai_mimi import read_transformers_mimi
 from moshi_cli.core.lm import MoshiLm
 from moshi_cli.core.mimi import Mimi
+from moshi_cli.core.ngram import NGram, load_ngram
 from moshi_cli.core.presets import MOSHI_7B
 from moshi_cli.core.streams import Task
 from moshi_cli.core.tensors import SCALE, TensorFile, int8_rows, match, merge_lora
@@ -48,6 +49,7 @@ class Model:
     config: ModelConfig
     name: str
     revision: str = ""
+    ngram: NGram | None = None
 
     @property
     def device(self) -> torch.device:
@@ -286,7 +288,14 @@ def load(
         lora_scaling=config.lora_scaling if lora_scaling is None else lora_scaling,
     )  # fmt: skip
     files = [path, mimi_path, *([source.file(adapter)] if adapter else [])]
-    return Model(mimi, lm, text, replace(config, lm=lm.config), str(name), revision_of(*files))
+    ngram = None
+    if config.ngram_file is not None:
+        files.append(source.file(config.ngram_file))
+        ngram = load_ngram(files[-1], where)
+        if ngram.size > config.lm.text_vocab:
+            raise ModelError(f"{files[-1]}: n-grams of {ngram.size} pieces, not of this tokenizer")
+    config = replace(config, lm=lm.config)
+    return Model(mimi, lm, text, config, str(name), revision_of(*files), ngram)
 
 
 def address(file: str | None) -> str | None:
@@ -360,5 +369,7 @@ def save(model: Model, folder: Path, *, lm: Store = "fp32", mimi: Store = "fp32"
         part = folder / f"{name}.tmp.{os.getpid()}"
         part.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
         part.replace(folder / name)
+    if model.ngram is not None:
+        model.ngram.save(folder / str(config.ngram_file))
     if model.text is not None:
         (folder / config.text_file).write_bytes(model.text.model)

@@ -39,6 +39,14 @@ class HearingFlags:
         float | None, flag("--delay", "Seconds that text trails the voice, where one may choose.")
     ] = None
     temperature: Annotated[float, flag("--temperature", "0 takes the best word.", min=0)] = 0.0
+    beam_size: Annotated[
+        int | None,
+        flag("--beam-size", "Hypotheses of the text; 1: greedy, which tells it a second earlier. "
+             "Default: the model's; 1 for the microphone.", min=1),
+    ] = None  # fmt: skip
+    lm_weight: Annotated[
+        float | None, flag("--lm-weight", "Of the model's n-grams in the search; 0: none.", min=0)
+    ] = None
     refresh: Annotated[
         float | None, flag("--refresh", "Begin afresh in a pause after so many s; 0: never.", min=0)
     ] = None
@@ -114,9 +122,14 @@ class Desk:
             refresh_s=asr.refresh_s(model.config) if hearing.refresh is None else hearing.refresh,
             pause_threshold=threshold_of(model, hearing),
         )
+        beam = 1 if hearing.mic and hearing.beam_size is None else hearing.beam_size
+        self.sampling = asr.hearing_sampling(
+            model.config, hearing.temperature, beam, hearing.lm_weight
+        )
         self.details = {
             "sample_rate": 24_000, "frame_ms": 80, "delay_s": self.task.lag_s,
-            "temperature": hearing.temperature, **details(model, options),
+            "temperature": hearing.temperature, "beam_size": self.sampling.beam,
+            "lm_weight": self.sampling.lm_weight, **details(model, options),
         }  # fmt: skip
         self.settings = {
             **self.details, "style": style, "reading": reading, "hearing": self.options,
@@ -125,13 +138,11 @@ class Desk:
     def engine(self) -> Engine:
         """Slots for them."""
         from moshi_cli.core.engine import Engine
-        from moshi_cli.tasks.asr import hearing_sampling
 
         slots = slots_for(self.run, 2 if self.reading.channel == "separate" else 1)
-        sampling = hearing_sampling(self.model.config, self.hearing.temperature)
 
         def make(compile: bool) -> Engine:
-            return Engine(self.model, self.task, slots, sampling=sampling, compile=compile)
+            return Engine(self.model, self.task, slots, sampling=self.sampling, compile=compile)
 
         return build(make, self.hearing.compile, self.run.console)
 

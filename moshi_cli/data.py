@@ -261,4 +261,5 @@ def dialogue(
 
 
 app.command()(data_text.tokenizer)
+app.command()(data_text.ngrams)
 app.command()(data_text.text)

@@ -1,4 +1,4 @@
-"""`moshi data tokenizer` and `moshi data text`: what a language is learnt from before speech."""
+"""`moshi data tokenizer`, `ngrams` and `text`: what a language is learnt from without speech."""
 
 from __future__ import annotations
 
@@ -46,6 +46,43 @@ def tokenizer(
 
 
 @spread
+def ngrams(
+    inputs: Texts,
+    *,
+    output: Annotated[Path, flag("--output/-o", "File of the n-grams.", metavar="FILE")],
+    tokenizer: Annotated[
+        str, flag("--tokenizer", "SentencePiece file, or a model whose tokenizer is used.")
+    ],
+    order: Annotated[int, flag("--order", "Tokens that are seen together.", min=1, max=9)] = 4,
+    least: Annotated[
+        str, flag("--least", "How often those of 2, 3, … tokens occur, to be kept.", metavar="N,N…")
+    ] = "1,2,2",
+    key: Key = "text",
+    json: Json = False,
+    log: LogOptions,
+) -> None:
+    """Count n-grams of text tokens, for the search of `moshi asr`; a sentence is a line."""
+    from moshi_cli.core.text import Text
+    from moshi_cli.tasks.ngrams import count, sentences
+    from moshi_cli.tasks.texts import documents, text_files
+
+    console = log.console("data ngrams")
+    try:
+        minima = [int(number) for number in least.split(",") if number.strip()]
+    except ValueError:
+        raise UsageError(f"--least {least!r} is not numbers with commas") from None
+    pieces = Text(tokenizer_file(tokenizer))
+    lines = (line for text in documents(text_files(inputs), key) for line in text.splitlines())
+    made = count(sentences(lines, pieces), order, pieces.size, minima)
+    made.save(output)
+    if json:
+        console.record({"ngrams": str(output), "entries": len(made.grams.keys)})
+    else:
+        console.line(str(output))
+        console.info(f"{len(made.grams.keys)} n-grams, {len(made.histories.keys)} histories")
+
+
+@spread
 def text(
     inputs: Texts,
     *,
@@ -68,25 +105,19 @@ def text(
     """Filter, tokenise and pack documents for `moshi train text`."""
     from dataclasses import asdict
 
-    from moshi_cli.core.hub import Source
     from moshi_cli.core.text import Text
-    from moshi_cli.core.weights import read_config
-    from moshi_cli.session import BUILTIN, BUILTIN_NAME
     from moshi_cli.tasks.filters import Filters, make_step
     from moshi_cli.tasks.texts import documents, text_files, write_pack
 
     console = log.console("data text")
-    path = Path(tokenizer)
-    if not path.is_file():
-        source = Source.of(BUILTIN if tokenizer == BUILTIN_NAME else tokenizer)
-        path = source.file(read_config(source).text_file)
+    pieces = Text(tokenizer_file(tokenizer))
     if no_filter and filters:
         raise UsageError("--no-filter and --filter contradict each other")
     wanted = [] if no_filter else filters or ["duplicates", "language", "quality"]
     named = {step: parsed(step) for step in wanted}
     steps = {step: make_step(name, **settings) for step, (name, settings) in named.items()}
     found = documents(text_files(inputs), key)
-    packed = write_pack(found, Text(path), output_dir, Filters(steps))
+    packed = write_pack(found, pieces, output_dir, Filters(steps))
     if json:
         console.record({"pack": str(output_dir), **asdict(packed)})
         return
@@ -94,6 +125,18 @@ def text(
     dropped = ", ".join(f"{count} by {step}" for step, count in packed.dropped.items() if count)
     told = f"; dropped: {dropped}" if dropped else ""
     console.info(f"{packed.documents} documents, {packed.tokens} tokens{told}")
+
+
+def tokenizer_file(name: str) -> Path:
+    """A file of pieces, or that of the model of this name."""
+    from moshi_cli.core.hub import Source
+    from moshi_cli.core.weights import read_config
+    from moshi_cli.session import BUILTIN, BUILTIN_NAME
+
+    if Path(name).is_file():
+        return Path(name)
+    source = Source.of(BUILTIN if name == BUILTIN_NAME else name)
+    return source.file(read_config(source).text_file)
 
 
 def parsed(step: str, option: str = "--filter") -> tuple[str, dict[str, Any]]:

@@ -40,6 +40,8 @@ def asr(
     channel: Channel = "mix",
     delay: Annotated[float | None, flag("--delay", "As in `moshi asr`.")] = None,
     temperature: Annotated[float, flag("--temperature", "As in `moshi asr`.", min=0)] = 0.0,
+    beam_size: Annotated[int | None, flag("--beam-size", "As in `moshi asr`.", min=1)] = None,
+    lm_weight: Annotated[float | None, flag("--lm-weight", "As in `moshi asr`.", min=0)] = None,
     refresh: Annotated[float | None, flag("--refresh", "As in `moshi asr`.", min=0)] = None,
     collar: Annotated[float, flag("--collar", "Seconds that word times may be off.", min=0)] = 0.2,
     by: By = None,
@@ -57,7 +59,10 @@ def asr(
     from moshi_cli.eval_tasks import Asked
     from moshi_cli.eval_tasks import asr as run
 
-    hearing = HearingFlags(delay=delay, temperature=temperature, refresh=refresh, compile=compile)
+    hearing = HearingFlags(
+        delay=delay, temperature=temperature, beam_size=beam_size, lm_weight=lm_weight,
+        refresh=refresh, compile=compile,
+    )  # fmt: skip
     return run(
         inputs, manifest, hyp, recursive, channel, hearing, collar,
         Asked(model, evaluation, texts, log.console("eval asr"), by=by),

@@ -20,6 +20,7 @@ from torch import Tensor
 from moshi_cli.core.config import ModelConfig, Sampling
 from moshi_cli.core.engine import Engine
 from moshi_cli.core.errors import UsageError
+from moshi_cli.core.search import HOLD
 from moshi_cli.core.streams import FRAME_HZ, Role, Task
 from moshi_cli.core.text import PAD, Word, WordStream
 from moshi_cli.core.weights import Model
@@ -72,7 +73,7 @@ class Hearing:
         self.segmenter = Segmenter()
         self.ear, self.stall = Ear(), Stall(self.options.stall_s)
         self.repetition = Repetition()
-        self.recent: deque[Tensor] = deque(maxlen=abs(task.lag_frames) + 4)
+        self.recent: deque[Tensor] = deque(maxlen=abs(task.lag_frames) + HOLD + 4)
         self.coming: deque[Tensor] = deque()  # to feed before the sound goes on
         self.heard = 0  # frames of sound fed, flush included
         self.out = 0  # frames of text that are known
@@ -213,9 +214,26 @@ def hearing_task(config: ModelConfig, delay_s: float | None = None) -> Task:
     return replace(task, lag_s=delay_s)
 
 
-def hearing_sampling(config: ModelConfig, temperature: float = 0.0) -> Sampling:
-    """Greedy unless asked otherwise."""
-    return replace(config.sampling, temp=temperature, text_temp=temperature)
+def hearing_sampling(
+    config: ModelConfig,
+    temperature: float = 0.0,
+    beam: int | None = None,
+    lm_weight: float | None = None,
+) -> Sampling:
+    """Greedy, or by a search where the model has one, unless asked otherwise.
+
+    beam: hypotheses (None: the model's, 1 with a temperature). lm_weight: of its n-grams (None: as
+    it says).
+    """
+    usual = config.sampling_of(ASR.name)
+    found = replace(
+        usual, temp=temperature, text_temp=temperature,
+        beam=beam or (1 if temperature else usual.beam),
+        lm_weight=usual.lm_weight if lm_weight is None else lm_weight,
+    )  # fmt: skip
+    if temperature and found.beam > 1:
+        raise UsageError("a search has no temperature", "leave out --temperature or --beam-size")
+    return found
 
 
 def refresh_s(config: ModelConfig) -> float:

@@ -97,6 +97,7 @@ def addresses(config: ModelConfig, place: Place) -> ModelConfig:
     return replace(
         config, lm_file=of(place.only or config.lm_file), mimi_file=of(config.mimi_file),
         text_file=of(config.text_file), mimi_config_file=None if codec is None else of(codec),
+        ngram_file=None if config.ngram_file is None else of(config.ngram_file),
     )  # fmt: skip
 
 
@@ -136,7 +137,7 @@ def local_names(config: ModelConfig) -> ModelConfig:
     return replace(
         config, lm_file=of(config.lm_file), mimi_file=of(config.mimi_file),
         text_file=of(config.text_file), mimi_config_file=None if codec is None else of(codec),
-        lora_file=None,
+        ngram_file=None if config.ngram_file is None else of(config.ngram_file), lora_file=None,
     )  # fmt: skip
 
 

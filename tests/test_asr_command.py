@@ -84,6 +84,20 @@ def test_json_tells_how_it_was_made(invoke: Invoke, model: Model) -> None:
     assert "words" not in bare["segments"][0]
 
 
+def test_several_hypotheses(invoke: Invoke, model: Model) -> None:
+    one = json.loads(invoke("a.wav", "-f", "json", "--beam-size", 1).stdout)
+    assert one["text"] == expected(model, "a.wav").text and one["beam_size"] == 1
+    three = json.loads(invoke("a.wav", "-f", "json", "--beam-size", 3).stdout)
+    assert three["beam_size"] == 3
+    assert three["audio_s"] == one["audio_s"]
+    both = invoke("a.wav", "c.wav", "-f", "txt", "--beam-size", 3, "--batch-size", 2)
+    assert both.exit_code == 0 and three["text"] in both.stdout.replace("\n", " ")
+    refused = invoke("a.wav", "--beam-size", 2, "--temperature", 0.5)
+    assert (refused.exit_code, "no temperature" in refused.stderr) == (2, True)
+    refused = invoke("a.wav", "--beam-size", 2, "--lm-weight", 0.5)
+    assert (refused.exit_code, "no n-grams" in refused.stderr) == (2, True)
+
+
 def test_live_events(invoke: Invoke, model: Model) -> None:
     events = [json.loads(line) for line in invoke("a.wav", "-f", "jsonl").stdout.splitlines()]
     assert events[0]["type"] == "start" and events[0]["frame_ms"] == 80

@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from moshi_cli import app as cli
+from moshi_cli.core.ngram import load_ngram
 from moshi_cli.core.text import Text
 from moshi_cli.data_text import parsed
 from moshi_cli.tasks.texts import read_pack
@@ -51,6 +52,22 @@ def test_a_tokenizer_and_a_pack(corpus: Path) -> None:
     assert json.loads(out)["dropped"] == {"quality:least=0.9": 0}
     code, out, _ = invoke(*one, "--no-filter")
     assert json.loads(out)["documents"] == 1
+
+
+def test_ngrams(corpus: Path) -> None:
+    invoke("tokenizer", corpus, "-o", "t.model", "--size", 300)
+    args = ("ngrams", corpus / "a.txt", "-o", "n.safetensors", "--tokenizer", "t.model")
+    code, out, err = invoke(*args, "--order", 3)
+    assert (code, out) == (0, "n.safetensors\n") and "n-grams" in err
+    made = load_ngram(Path("n.safetensors"))
+    assert (made.order, made.size) == (3, Text("t.model").size)
+    code, out, _ = invoke(*args, "--least", "1,1,1", "--json")
+    assert code == 0 and json.loads(out)["entries"] > len(made.grams.keys)
+    code, _, err = invoke(*args, "--least", "two")
+    assert code == 2 and "'two' is not numbers" in err
+    Path("empty.txt").write_text("\n")
+    code, _, err = invoke("ngrams", "empty.txt", *args[2:])
+    assert code == 2 and "no text to count" in err
 
 
 def test_mistakes(corpus: Path) -> None:

@@ -42,7 +42,8 @@ two="torchrun --nproc-per-node 2 -m moshi_cli"
 train codec $two
 train codebooks moshi
 for share in 1 2; do
-    moshi data encode pack --plan "$here/codes.yaml" -o codes -m runs/codebooks/model --shard $share/2 &
+    moshi data encode pack --plan "$here/codes.yaml" -o codes -m runs/codebooks/model \
+        --residual --shard $share/2 &
 done
 wait
 # The codes are settled: the decoder learns while the language model learns.

@@ -1,0 +1,106 @@
+"""A language model of n-grams over text tokens: what is usually said, for the search (search.py).
+
+Interpolated Kneser-Ney probabilities as a table that backs off: an n-gram that is in the table has
+its own value, another one that of its last n - 1 tokens and the weight of its history. Keys are
+hashes of 32 bits: of a million entries, one look-up in four thousand finds what is not there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from moshi_cli.core.errors import ModelError
+from moshi_cli.core.sampling import mix
+
+NOTHING = -1  # a place in the past before anything was said
+PARTS = {"keys": 0, "values": 0, "histories": 1, "weights": 1}  # file's tensors, by what they list
+
+
+def fold(key: Tensor, token: Tensor) -> Tensor:
+    """The 64-bit key of an n-gram and one more token, long -> long (they broadcast)."""
+    return mix(key * 31 + token + 2)
+
+
+def seed(order: int) -> int:
+    """Where the keys of n-grams of an order begin."""
+    return order * 0x51ED270B
+
+
+def brief(key: Tensor) -> Tensor:
+    """The 32 bits of a key that the table holds, as int32."""
+    return (key >> 32).to(torch.int32)
+
+
+@dataclass
+class Listed:
+    """A map from n-grams to numbers: sorted keys and their values."""
+
+    keys: Tensor  # int32 [M], rising
+    values: Tensor  # float32 [M]
+
+    def find(self, key: Tensor) -> tuple[Tensor, Tensor]:
+        """long[...] -> values [...] (0 where there is none), whether there is one, bool[...]."""
+        wanted = brief(key)
+        at = torch.searchsorted(self.keys, wanted).clamp(max=len(self.keys) - 1)
+        there = self.keys[at] == wanted
+        return torch.where(there, self.values[at], 0.0), there
+
+
+class NGram:
+    """log p(token | the tokens before it) over a vocabulary."""
+
+    def __init__(self, order: int, size: int, grams: Listed, histories: Listed):
+        self.order, self.size, self.grams, self.histories = order, size, grams, histories
+
+    def to(self, device: torch.device | str) -> NGram:
+        """The same on a device."""
+        tables = (
+            Listed(t.keys.to(device), t.values.to(device)) for t in (self.grams, self.histories)
+        )
+        return NGram(self.order, self.size, *tables)
+
+    def __call__(self, past: Tensor, tokens: Tensor) -> Tensor:
+        """past long[R, order - 1] (newest last, NOTHING before the first), tokens long[R, k]
+        -> float32 [R, k] in nats."""
+        start = torch.zeros_like(tokens[:, :1])
+        score = self.grams.find(fold(start + seed(1), tokens))[0]
+        for n in range(2, self.order + 1):
+            key, before = start + seed(n), start + seed(-n)
+            for token in past[:, past.shape[1] - n + 1 :].unbind(1):
+                key, before = fold(key, token[:, None]), fold(before, token[:, None])
+            value, there = self.grams.find(fold(key, tokens))
+            score = torch.where(there, value, score + self.histories.find(before)[0])
+        return score
+
+    def save(self, path: Path) -> None:
+        """Write it as safetensors, values in half precision."""
+        tables = (self.grams, self.histories)
+        tensors = {
+            name: (tables[i].keys if name in ("keys", "histories") else tables[i].values.half())
+            for name, i in PARTS.items()
+        }
+        facts = {"order": str(self.order), "size": str(self.size)}
+        save_file({k: v.contiguous().cpu() for k, v in tensors.items()}, str(path), facts)
+        path.chmod(0o644)
+
+
+def load_ngram(path: Path, device: torch.device | str = "cpu") -> NGram:
+    """What `NGram.save` wrote. ModelError for anything else."""
+    try:
+        with safe_open(str(path), "pt") as file:
+            facts = file.metadata() or {}
+            keys, values, histories, weights = (file.get_tensor(name) for name in PARTS)
+        order, size = int(facts["order"]), int(facts["size"])
+    except Exception as error:
+        raise ModelError(f"{path}: not n-grams of a language ({error})") from None
+    grams, before = Listed(keys, values.float()), Listed(histories, weights.float())
+    fit = len(keys) == len(values) and len(histories) == len(weights) and len(keys) > 0
+    if not (fit and 1 <= order <= 9 and keys.dtype == histories.dtype == torch.int32):
+        raise ModelError(f"{path}: not n-grams of a language (its tables do not fit)")
+    return NGram(order, size, grams, before).to(device)

@@ -1,0 +1,139 @@
+"""Beam search over the text that a model writes down: several hypotheses per slot, the best first.
+
+A hypothesis is a row of its own for the language model: caches, delays, what was fed. Every frame
+each one goes on with its likeliest tokens; hypotheses with the same words, whose tokens stand in
+other frames, become one, with the sum of their probabilities; the best stay. Words may count what
+an n-gram model thinks of them (`Sampling.lm_weight`). What is told is the text of the best one,
+`HOLD` frames late; hypotheses that say something else are dropped then, so it is final.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from moshi_cli.core.config import LmConfig, Sampling
+from moshi_cli.core.errors import UsageError
+from moshi_cli.core.ngram import NOTHING, NGram, fold
+from moshi_cli.core.state import State, keep
+from moshi_cli.core.text import BOS
+
+if TYPE_CHECKING:
+    from moshi_cli.core.stepper import StepState
+
+HOLD = 12  # frames after which the text of the best hypothesis is told
+LIKELIEST = 12  # tokens with which a hypothesis may go on
+PAUSE = 12  # frames without text after which a new sentence may begin
+LOST = -1e9  # score of what is no hypothesis
+
+
+@dataclass
+class SearchState(State):
+    """The hypotheses of each slot, one after the other: R = slots · beam rows, the best first."""
+
+    score: Tensor  # [R], log-probability against the best of the slot
+    words: Tensor  # long[R], key of all tokens of text
+    past: Tensor  # long[R, n], the latest tokens of text, newest last
+    quiet: Tensor  # long[R], frames without text
+    beam: int
+
+    def rewind(self, tensor: Tensor, slots: Tensor) -> None:
+        super().rewind(tensor, slots)
+        if tensor is self.score:
+            others = torch.arange(len(slots), device=slots.device) % self.beam > 0
+            tensor.masked_fill_(slots & others, LOST)
+        elif tensor is self.past:
+            tensor.masked_fill_(slots[:, None], NOTHING)
+            tensor[:, -1].masked_fill_(slots, BOS)
+
+
+class Search:
+    """Chooses the text of rows that come in groups of `beam`, and moves their states along."""
+
+    def __init__(self, lm: LmConfig, sampling: Sampling, ngram: NGram | None = None):
+        """ngram: what `sampling.lm_weight` weighs. UsageError if it is asked for and not there."""
+        if sampling.lm_weight and ngram is None:
+            raise UsageError("this model has no n-grams that could be weighed", "--lm-weight 0")
+        self.lm, self.beam = lm, sampling.beam
+        self.ngram = ngram if sampling.lm_weight else None
+        self.weight, self.bonus = sampling.lm_weight, sampling.token_bonus
+
+    def init_state(self, rows: int, device: torch.device | str) -> SearchState:
+        """Fresh state of rows = slots · beam."""
+        size = 1 if self.ngram is None else max(self.ngram.order - 1, 1)
+        state = SearchState(
+            torch.zeros(rows, device=device),
+            torch.zeros(rows, dtype=torch.long, device=device),
+            torch.full((rows, size), NOTHING, device=device),
+            torch.zeros(rows, dtype=torch.long, device=device),
+            self.beam,
+        )
+        state.reset(torch.ones(rows, dtype=torch.bool, device=device))
+        return state
+
+    def __call__(
+        self, logits: Tensor, state: StepState, clock: Tensor, active: Tensor, latency: int
+    ) -> Tensor:
+        """logits float32 [R, V] of step clock long[R], active bool[R] -> text long[R].
+
+        Row i of the result goes on from where row i of `state` is afterwards. latency: of the text,
+        HOLD included.
+        """
+        mine, W = state.search, self.beam
+        assert mine is not None
+        R, k = len(logits), min(LIKELIEST, logits.shape[1])
+        value, token = logits.log_softmax(-1).topk(k)  # [R, k]
+        text = (token != self.lm.text_pad) & (token != self.lm.text_epad)
+        if self.ngram is not None:
+            value = value + text * (self.weight * self.ngram(mine.past, token) + self.bonus)
+        score = (mine.score[:, None] + value).view(-1, W * k)  # [B, C]
+        words = torch.where(text, fold(mine.words[:, None], token), mine.words[:, None])
+        ends = torch.where(text, -1, token)  # the same words may go on differently
+        score = merged(score, fold(words, ends).view(-1, W * k))
+        best, at = score.topk(W)  # [B, W], falling
+        first = torch.arange(R, device=logits.device)
+        parent = (at // k + first.view(-1, W)[:, :1]).flatten()  # [R]
+        chosen = token.view(-1, W * k).gather(1, at).flatten()
+        # Nothing that is said before the text begins is fed, so there is nothing to choose.
+        going = active & (clock + 1 > state.ring.grid.mutes[0])
+        parent, chosen = torch.where(going, parent, first), torch.where(going, chosen, token[:, 0])
+        self.follow(state, parent)
+        said = going & (chosen != self.lm.text_pad) & (chosen != self.lm.text_epad)
+        keep(mine.words, fold(mine.words, chosen), said)
+        keep(mine.past, torch.cat([mine.past[:, 1:], chosen[:, None]], 1), said)
+        keep(mine.quiet, torch.where(said, 0, mine.quiet + 1), going)
+        rest = torch.full_like(mine.past, NOTHING)
+        rest[:, -1] = BOS
+        keep(mine.past, rest, going & (mine.quiet == PAUSE))
+        # What is told of this step is final: others say it, too, or are lost.
+        ring, told = state.ring.cells[:, 0], clock + 1 - latency + state.ring.grid.delays[0]
+        cell = ring.gather(1, (told % ring.shape[1])[:, None])
+        same = (cell.view(-1, W) == cell.view(-1, W)[:, :1]).flatten() | (clock < latency)
+        score = torch.where(same, (best - best[:, :1]).flatten(), LOST)
+        keep(mine.score, score, going)
+        return chosen
+
+    def follow(self, state: StepState, parent: Tensor) -> None:
+        """Every row becomes a copy of its parent, long[R]."""
+        tensors = [*state.lm.tensors().values(), state.ring.cells]
+        assert state.search is not None
+        tensors += [state.search.words, state.search.past, state.search.quiet]
+        if parent.device.type == "cpu" and not torch.compiler.is_compiling():
+            new = torch.nonzero(parent != torch.arange(len(parent)))[:, 0]
+            for tensor in tensors if len(new) else ():
+                tensor[new] = tensor[parent[new]]
+        else:
+            for tensor in tensors:
+                tensor.copy_(tensor[parent])
+
+
+def merged(score: Tensor, key: Tensor) -> Tensor:
+    """score [B, C], key long[B, C] -> the likeliest of those with the same key has the probability
+    of all of them, the others are lost."""
+    alike = key[:, :, None] == key[:, None]  # [B, C, C]
+    each = torch.where(alike, score[:, None], float("-inf"))
+    first = each.max(2).indices == torch.arange(score.shape[1], device=score.device)
+    return torch.where(first, each.logsumexp(2), LOST)

@@ -1,0 +1,300 @@
+"""Beam search over text, and the n-grams that it may ask: against slow versions of both."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import TINY_LM, TINY_MIMI
+from torch import Tensor
+
+from moshi_cli.core import search as searching
+from moshi_cli.core import weights
+from moshi_cli.core.config import ModelConfig, Sampling
+from moshi_cli.core.engine import Engine
+from moshi_cli.core.errors import InputError, ModelError, UsageError
+from moshi_cli.core.lm import MoshiLm
+from moshi_cli.core.mimi import Mimi
+from moshi_cli.core.ngram import NOTHING, NGram, load_ngram
+from moshi_cli.core.presets import MOSHI_NANO
+from moshi_cli.core.search import HOLD, LIKELIEST, LOST, PAUSE, merged
+from moshi_cli.core.streams import ZERO, DelayPattern, Role, Task
+from moshi_cli.core.text import BOS, EOS, EPAD, PAD, Text
+from moshi_cli.core.weights import Model
+from moshi_cli.tasks.asr import ASR, hearing_sampling, transcribe
+from moshi_cli.tasks.chat import CHAT
+from moshi_cli.tasks.ngrams import DISCOUNT, count, sentences
+
+FRAME = 1920
+SIZE = 12
+ROWS = [[BOS, 4, 5, 6, EOS], [BOS, 4, 5, 7, 7, EOS], [BOS, 5, 6, EOS], [BOS, 4, 5, 6, 9, EOS]]
+ASR_3 = replace(ASR, lag_s=0.24)
+
+
+def slow_ngram(rows: list[list[int]], order: int, past: list[int], token: int) -> float:
+    """Interpolated Kneser-Ney by the book, with raw counts after BOS."""
+    grams = [Counter[tuple[int, ...]]() for _ in range(order + 1)]
+    for row in rows:
+        for n in range(1, order + 1):
+            grams[n].update(tuple(row[i - n + 1 : i + 1]) for i in range(max(n - 1, 1), len(row)))
+    p = 1 / SIZE
+    for n in range(1, order + 1):
+        counts = grams[n]
+        if n < order:
+            before = Counter(gram[1:] for gram in grams[n + 1])
+            counts = Counter(
+                {g: c if g[0] == BOS and n > 1 else before[g] for g, c in grams[n].items()}
+            )
+        history = tuple(past[len(past) - n + 1 :])
+        own = {g[-1]: c for g, c in counts.items() if g[:-1] == history and c}
+        if len(past) < n - 1 or not own:
+            break
+        total = sum(own.values())
+        p = (max(own.get(token, 0) - DISCOUNT, 0) + DISCOUNT * len(own) * p) / total
+    return math.log(p)
+
+
+def past_of(tokens: list[int], size: int) -> Tensor:
+    return torch.tensor([([NOTHING] * size + tokens)[-size:]])
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+def test_ngrams_are_those_of_the_book(order: int) -> None:
+    made = count(ROWS, order, SIZE)
+    for past in ([BOS], [BOS, 4], [BOS, 4, 5], [4, 5, 7], [9, 9, 9], [5, 7, 7]):
+        every = torch.arange(SIZE)[None]
+        found = made(past_of(past, max(order - 1, 1)), every)[0]
+        slow = [
+            slow_ngram(ROWS, order, past[-(order - 1) :] if order > 1 else [], t)
+            for t in range(SIZE)
+        ]
+        assert found.tolist() == pytest.approx(slow, abs=2e-3)
+        assert float(found.exp().sum()) == pytest.approx(1, abs=5e-3)
+
+
+def test_rare_ngrams_are_left_to_shorter_ones(tmp_path: Path) -> None:
+    whole, some = count(ROWS, 3, SIZE), count(ROWS, 3, SIZE, (1, 2))
+    assert len(some.grams.keys) < len(whole.grams.keys)
+    assert len(some.histories.keys) < len(whole.histories.keys)
+    for past in ([BOS, 4], [4, 5], [5, 7]):
+        assert float(some(past_of(past, 2), torch.arange(SIZE)[None]).exp().sum()) == pytest.approx(
+            1, abs=5e-3
+        )
+    some.save(tmp_path / "n")
+    again = load_ngram(tmp_path / "n")
+    tokens = torch.tensor([[4, 6, 11]])
+    torch.testing.assert_close(
+        again(past_of([4, 5], 2), tokens), some(past_of([4, 5], 2), tokens), atol=2e-3, rtol=0
+    )
+    with pytest.raises(InputError, match="no text"):
+        count([[BOS]], 2, SIZE)
+
+
+def test_a_file_that_holds_no_ngrams(tmp_path: Path) -> None:
+    (tmp_path / "n").write_bytes(b"nothing")
+    with pytest.raises(ModelError, match="not n-grams"):
+        load_ngram(tmp_path / "n")
+    with pytest.raises(ModelError, match="not n-grams"):
+        load_ngram(tmp_path / "missing")
+
+
+def test_sentences_are_words_by_themselves(tiny_text: Text) -> None:
+    (row,) = sentences(["one two", "  "], tiny_text)
+    assert row == [BOS, *tiny_text.encode("one"), *tiny_text.encode("two"), EOS]
+
+
+def test_the_same_words_are_one_hypothesis() -> None:
+    score = torch.tensor([[-1.0, -2.0, -1.5, -9.0]])
+    found = merged(score, torch.tensor([[7, 8, 7, 8]]))[0].tolist()
+    assert found[0] == pytest.approx(math.log(math.exp(-1) + math.exp(-1.5)))
+    assert found[1] == pytest.approx(math.log(math.exp(-2) + math.exp(-9)))
+    assert found[2:] == [LOST, LOST]
+
+
+# The search ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def model(tiny_mimi: Mimi) -> Model:
+    """Random weights whose text is seldom sure of anything."""
+    lm = MoshiLm(TINY_LM).eval().requires_grad_(False)
+    with torch.no_grad():
+        lm.text_linear.weight.mul_(4)
+        lm.text_linear.weight[PAD].mul_(2)
+    ngram = count([[BOS, *range(4, 60), EOS], [BOS, *range(60, 4, -2), EOS]], 3, 288)
+    config = ModelConfig(mimi=TINY_MIMI, lm=TINY_LM, lags={"asr": 0.24, "chat": 0.0})
+    return Model(tiny_mimi, lm, None, config, "tiny", ngram=ngram)
+
+
+def slow_search(model: Model, wav: Tensor, sampling: Sampling, steps: int) -> list[int]:
+    """The text frames of the best hypothesis by whole passes over each one, nothing cached, and
+    nothing told before the end."""
+    lm = model.lm
+    assert lm is not None
+    pattern = DelayPattern.of(ASR_3, TINY_LM)
+    codes = model.mimi.encode(wav)
+    assert codes.shape[2] == steps
+    hypotheses: list[tuple[list[int], tuple[int, ...], float]] = [([], (), 0.0)]
+    for step in range(pattern.delays[0], steps + 1):
+        found: dict[Any, tuple[float, float, list[int], tuple[int, ...]]] = {}
+        for row, words, score in hypotheses:
+            grid = torch.full((1, TINY_LM.streams, steps), ZERO)
+            grid[0, 0, : len(row)] = torch.tensor(row, dtype=torch.long)
+            grid[0, 1:5] = codes[0]
+            inputs = pattern.shift(grid).inputs[..., : step + 1]
+            logits = lm.temporal(inputs)[1][0, -1]
+            value, token = logits.log_softmax(-1).topk(LIKELIEST)
+            for v, t in zip(value.tolist(), token.tolist(), strict=True):
+                after, total, key = words, score + v, (words, t)
+                if t not in (PAD, EPAD):
+                    if model.ngram is not None and sampling.lm_weight:
+                        quiet = len(row) >= PAUSE and all(x in (PAD, EPAD) for x in row[-PAUSE:])
+                        said = [BOS] if quiet else [BOS, *words]
+                        past = past_of(said, model.ngram.order - 1)
+                        lm_value = float(model.ngram(past, torch.tensor([[t]])))
+                        total += sampling.lm_weight * lm_value + sampling.token_bonus
+                    after = (*words, t)
+                    key = (after, -1)
+                old = found.get(key, (total, -math.inf, row, words))
+                mass = (
+                    float(torch.logaddexp(torch.tensor(old[0]), torch.tensor(total)))
+                    if key in found
+                    else total
+                )
+                best = (total, [*row, t], after) if total > old[1] else (old[1], old[2], old[3])
+                found[key] = (mass, *best)
+        ordered = sorted(found.values(), key=lambda f: -f[0])[: sampling.beam]
+        hypotheses = [(row, words, mass) for mass, _, row, words in ordered]
+    return hypotheses[0][0]
+
+
+def texts(engine: Engine, wav: Tensor, slot: int, more: int) -> list[int]:
+    """What a slot tells of a recording [1, 1, S] and `more` frames of silence."""
+    engine.open(slot)
+    told = []
+    silence = torch.zeros(1, 1, more * FRAME)
+    active = torch.arange(engine.slots) == slot
+    for frame in torch.cat([wav, silence], 2).split(FRAME, 2):
+        found = engine.step(frame.expand(engine.slots, 1, -1), active)
+        if found.ready[slot]:
+            told.append(int(found.text[slot]))
+    return told
+
+
+@pytest.mark.parametrize("beam", [2, 5])
+@pytest.mark.parametrize("weight", [0.0, 0.5])
+def test_search_is_the_slow_one(
+    model: Model, beam: int, weight: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampling = Sampling(0, 0, 0, 0, beam=beam, lm_weight=weight, token_bonus=0.1 * (weight > 0))
+    steps = 13
+    wav = torch.rand(1, 1, steps * FRAME, generator=torch.Generator().manual_seed(3)) - 0.5
+    slow = slow_search(model, wav, sampling, steps)
+    assert len(set(slow)) > 3  # it says something
+    engine = Engine(model, ASR_3, 1, sampling=sampling)
+    engine.open(0)
+    for frame in wav.split(FRAME, 2):
+        engine.step(frame)
+    ring, clock = engine.state.step.ring.cells, int(engine.state.step.clock[0])
+    cells = [int(ring[0, 0, s % ring.shape[2]]) for s in range(4, clock + 1)]
+    assert cells == slow[: len(cells)]
+    assert len(cells) == steps - 2
+
+
+def test_what_is_told_is_final_and_of_one_hypothesis(model: Model) -> None:
+    sampling = Sampling(0, 0, 0, 0, beam=4)
+    wav = torch.rand(1, 1, 40 * FRAME) - 0.5
+    engine = Engine(model, ASR_3, 1, sampling=sampling)
+    engine.open(0)
+    state, told = engine.state.step, []
+    assert state.search is not None
+    for frame in wav.split(FRAME, 2):
+        found = engine.step(frame)
+        if found.ready[0]:
+            told.append(int(found.text[0]))
+        clock, length = int(state.clock[0]), state.ring.cells.shape[2]
+        for row in range(4):  # whoever is left says what was told
+            if state.search.score[row] > LOST / 2:
+                first = max(clock - HOLD - 3, 4)
+                mine = [
+                    int(state.ring.cells[row, 0, s % length])
+                    for s in range(first, clock - HOLD + 1)
+                ]
+                assert mine == told[len(told) - len(mine) :] or not told
+    assert len(told) == 40 - 3 - HOLD + 1
+
+
+def test_slots_do_not_notice_each_other(model: Model) -> None:
+    sampling = Sampling(0, 0, 0, 0, beam=3, lm_weight=0.3)
+    wavs = [torch.rand(1, 1, 20 * FRAME) - 0.5 for _ in range(2)]
+    alone = [texts(Engine(model, ASR_3, 1, sampling=sampling), wav, 0, 15) for wav in wavs]
+    assert alone[0] != alone[1]
+    engine = Engine(model, ASR_3, 3, sampling=sampling)
+    assert texts(engine, wavs[0], 1, 15) == alone[0]
+    assert texts(engine, wavs[1], 2, 15) == alone[1]
+    assert texts(engine, wavs[1], 1, 15) == alone[1]  # opened again
+    engine.open(0)
+    engine.open(2)
+    both: dict[int, list[int]] = {0: [], 2: []}
+    silence = torch.zeros(1, 1, 15 * FRAME)
+    sounds = [torch.cat([wav, silence], 2).split(FRAME, 2) for wav in wavs]
+    for t in range(35):
+        for late in (False, True):  # slot 0 pauses in every other step
+            pcm = torch.cat([sounds[0][t], sounds[1][0] * 0, sounds[1][t]])
+            active = torch.tensor([not late, False, late])
+            found = engine.step(pcm, active)
+            for slot in both:
+                if found.ready[slot]:
+                    both[slot].append(int(found.text[slot]))
+    assert both[0] == alone[0] and both[2] == alone[1]
+
+
+def test_what_a_search_is_not_for(model: Model) -> None:
+    with pytest.raises(UsageError, match="write only"):
+        Engine(model, CHAT, 1, sampling=Sampling(beam=2))
+    with pytest.raises(UsageError, match="no n-grams"):
+        Engine(replace(model, ngram=None), ASR_3, 1, sampling=Sampling(beam=2, lm_weight=1.0))
+    with pytest.raises(UsageError, match="at least one"):
+        Sampling(beam=0)
+    with pytest.raises(UsageError, match="no temperature"):
+        hearing_sampling(model.config, 0.5, beam=2)
+    task = Task("both", Role.SAMPLED, Role.SAMPLED)
+    with pytest.raises(UsageError, match="write only"):
+        Engine(model, task, 1, sampling=Sampling(beam=2))
+
+
+def test_a_model_says_how_it_searches(model: Model, tiny_text: Text, tmp_path: Path) -> None:
+    usual = Sampling(0, 250, 0, 25, guide_text=False, beam=3, lm_weight=0.25, token_bonus=0.5)
+    files = {"lm_file": "m.safetensors", "mimi_file": "mimi.safetensors", "text_file": "text.model"}
+    config = replace(
+        model.config, samplings={"asr": usual}, ngram_file="ngram.safetensors", **files
+    )  # type: ignore[arg-type]
+    weights.save(replace(model, text=tiny_text, config=config), tmp_path)
+    again = weights.load(tmp_path, device="cpu")
+    assert again.config.samplings == {"asr": usual}
+    assert isinstance(again.ngram, NGram) and again.ngram.order == 3
+    assert hearing_sampling(again.config) == usual
+    assert hearing_sampling(again.config, 0.5).beam == 1
+    assert hearing_sampling(again.config, beam=1, lm_weight=0.0).lm_weight == 0
+    found = transcribe(again, torch.rand(9 * FRAME) - 0.5)
+    assert found.audio_s == pytest.approx(9 * 0.08)
+    (tmp_path / "ngram.safetensors").unlink()
+    with pytest.raises(ModelError, match="ngram"):
+        weights.load(tmp_path, device="cpu")
+    data = MOSHI_NANO.to_kyutai()
+    assert not {"ngram_name", "beam_size"} & {*data, *data["lm_gen_config"]}
+
+
+def test_states_follow_their_hypotheses_in_a_graph_as_well(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wav = torch.rand(1, 1, 12 * FRAME) - 0.5
+    sampling = Sampling(0, 0, 0, 0, beam=4)
+    quick = texts(Engine(model, ASR_3, 1, sampling=sampling), wav, 0, HOLD + 4)
+    monkeypatch.setattr(searching.torch.compiler, "is_compiling", lambda: True)
+    assert texts(Engine(model, ASR_3, 1, sampling=sampling), wav, 0, HOLD + 4) == quick
