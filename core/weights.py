@@ -240,6 +240,7 @@ def load(
     lm_file: str | None = None,
     mimi_file: str | None = None,
     text_file: str | None = None,
+    ngram_file: str | None = None,
     config_file: str | None = None,
     lora_scaling: float | None = None,
     builtin: Path | None = None,
@@ -288,11 +289,12 @@ def load(
         lora_scaling=config.lora_scaling if lora_scaling is None else lora_scaling,
     )  # fmt: skip
     files = [path, mimi_path, *([source.file(adapter)] if adapter else [])]
-    ngram = None
-    if config.ngram_file is not None:
-        files.append(source.file(config.ngram_file))
+    ngram, named = None, address(ngram_file) or config.ngram_file
+    if named is not None:
+        files.append(source.file(named))
+        config = replace(config, ngram_file=files[-1].name if ngram_file else config.ngram_file)
         ngram = load_ngram(files[-1], where)
-        if ngram.size > config.lm.text_vocab:
+        if ngram.size > lm.config.text_vocab:
             raise ModelError(f"{files[-1]}: n-grams of {ngram.size} pieces, not of this tokenizer")
     config = replace(config, lm=lm.config)
     return Model(mimi, lm, text, config, str(name), revision_of(*files), ngram)

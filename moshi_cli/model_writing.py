@@ -24,7 +24,7 @@ def settings(options: ModelOptions, store: str) -> dict[str, Any]:
     files = {
         "lora": options.lora_weight, "lm_file": options.moshi_weight,
         "mimi_file": options.mimi_weight, "text_file": options.tokenizer,
-        "config_file": options.config_path,
+        "ngram_file": options.ngrams, "config_file": options.config_path,
     }  # fmt: skip
     named = {key: None if path is None else str(path) for key, path in files.items()}
     device = "cpu" if options.device == "auto" else options.device

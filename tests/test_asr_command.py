@@ -22,6 +22,7 @@ from moshi_cli.core.mimi import Mimi
 from moshi_cli.core.text import Text
 from moshi_cli.core.weights import Model, save
 from moshi_cli.tasks.asr import transcribe
+from moshi_cli.tasks.ngrams import count
 from moshi_cli.tasks.subtitles import Transcript, render
 
 Invoke = Callable[..., Any]
@@ -92,6 +93,14 @@ def test_several_hypotheses(invoke: Invoke, model: Model) -> None:
     assert three["audio_s"] == one["audio_s"]
     both = invoke("a.wav", "c.wav", "-f", "txt", "--beam-size", 3, "--batch-size", 2)
     assert both.exit_code == 0 and three["text"] in both.stdout.replace("\n", " ")
+    count([[1, 4, 5, 6, 2]], 2, 288).save(Path("n.safetensors"))
+    told = invoke(
+        "a.wav", "-f", "json", "--beam-size", 3, "--ngrams", "n.safetensors", "--lm-weight", 2
+    )
+    assert json.loads(told.stdout)["lm_weight"] == 2
+    assert json.loads(told.stdout)["text"] != three["text"]
+    refused = invoke("a.wav", "--beam-size", 2, "--ngrams", "a.wav")
+    assert (refused.exit_code, "not n-grams" in refused.stderr) == (4, True)
     refused = invoke("a.wav", "--beam-size", 2, "--temperature", 0.5)
     assert (refused.exit_code, "no temperature" in refused.stderr) == (2, True)
     refused = invoke("a.wav", "--beam-size", 2, "--lm-weight", 0.5)

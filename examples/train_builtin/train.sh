@@ -36,6 +36,8 @@ if [ ! -f text.model ]; then
     $voices "$here/make_texts.py" texts.jsonl
     moshi data tokenizer texts.jsonl -o text.model --size 2000 --key words --fold-case
 fi
+[ -f ngrams.safetensors ] ||
+    moshi data ngrams texts.jsonl -o ngrams.safetensors --tokenizer text.model --key words
 
 train() { [ -d "runs/$1/model" ] || "${@:2}" train "$here/$1.yaml" --resume; }
 two="torchrun --nproc-per-node 2 -m moshi_cli"
@@ -56,4 +58,5 @@ train lm $two
     --set run.output=runs/last --set minutes=15 --set lr=8e-4 --set ema=0.99 --set tasks.chat=1.6
 [ -d runs/mean ] || python "$here/mean.py" runs/lm/model runs/last/model runs/mean
 moshi models convert runs/mean --mimi-weight runs/decoder/model/model.safetensors -o "$out" \
+    --ngrams ngrams.safetensors \
     --store int8 --codec-store fp16
