@@ -126,6 +126,10 @@ class Desk:
         self.sampling = asr.hearing_sampling(
             model.config, hearing.temperature, beam, hearing.lm_weight
         )
+        if options.ngrams is not None and not (self.sampling.beam > 1 and self.sampling.lm_weight):
+            raise UsageError(
+                "nothing asks the n-grams", "--beam-size 6 --lm-weight 0.3, for example"
+            )
         self.details = {
             "sample_rate": 24_000, "frame_ms": 80, "delay_s": self.task.lag_s,
             "temperature": hearing.temperature, "beam_size": self.sampling.beam,

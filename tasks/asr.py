@@ -223,13 +223,15 @@ def hearing_sampling(
     """Greedy, or by a search where the model has one, unless asked otherwise.
 
     beam: hypotheses (None: the model's, 1 with a temperature). lm_weight: of its n-grams (None: as
-    it says).
+    it says, if it has some).
     """
     usual = config.sampling_of(ASR.name)
+    if lm_weight is None:
+        lm_weight = usual.lm_weight if config.ngram_file else 0.0
     found = replace(
         usual, temp=temperature, text_temp=temperature,
         beam=beam or (1 if temperature else usual.beam),
-        lm_weight=usual.lm_weight if lm_weight is None else lm_weight,
+        lm_weight=lm_weight, token_bonus=usual.token_bonus if lm_weight else 0.0,
     )  # fmt: skip
     if temperature and found.beam > 1:
         raise UsageError("a search has no temperature", "leave out --temperature or --beam-size")

@@ -53,7 +53,8 @@ def identity(judge: Judge) -> str:
 
 
 class ModelJudge:
-    """A checkpoint of ours that recognises speech, `slots` recordings at a time; greedy."""
+    """A checkpoint of ours that recognises speech, `slots` recordings at a time, greedy or by the
+    model's own search."""
 
     def __init__(self, model: Model, slots: int = 1, facts: Mapping[str, Any] | None = None):
         self.model, self.slots = model, slots

@@ -101,6 +101,8 @@ def test_several_hypotheses(invoke: Invoke, model: Model) -> None:
     assert json.loads(told.stdout)["text"] != three["text"]
     refused = invoke("a.wav", "--beam-size", 2, "--ngrams", "a.wav")
     assert (refused.exit_code, "not n-grams" in refused.stderr) == (4, True)
+    refused = invoke("a.wav", "--beam-size", 2, "--ngrams", "n.safetensors")
+    assert (refused.exit_code, "nothing asks the n-grams" in refused.stderr) == (2, True)
     refused = invoke("a.wav", "--beam-size", 2, "--temperature", 0.5)
     assert (refused.exit_code, "no temperature" in refused.stderr) == (2, True)
     refused = invoke("a.wav", "--beam-size", 2, "--lm-weight", 0.5)

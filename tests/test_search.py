@@ -281,6 +281,8 @@ def test_a_model_says_how_it_searches(model: Model, tiny_text: Text, tmp_path: P
     assert hearing_sampling(again.config) == usual
     assert hearing_sampling(again.config, 0.5).beam == 1
     assert hearing_sampling(again.config, beam=1, lm_weight=0.0).lm_weight == 0
+    without = hearing_sampling(replace(again.config, ngram_file=None))
+    assert (without.beam, without.lm_weight, without.token_bonus) == (3, 0, 0)
     found = transcribe(again, torch.rand(9 * FRAME) - 0.5)
     assert found.audio_s == pytest.approx(9 * 0.08)
     (tmp_path / "ngram.safetensors").unlink()

@@ -90,7 +90,8 @@ def entries(
     ]
     for lag in lags:
         yield {
-            "name": f"lag-{lag:g}", "task": "asr", "options": {"delay": lag, "by": "kind", "beam_size": 1},
+            "name": f"lag-{lag:g}", "task": "asr",
+            "options": {"delay": lag, "by": "kind", "beam_size": 1},
             "figures": ["wer", "wer/open", "wer/world", "emission_delay"],
         }, timed  # fmt: skip
     if digits is not None:
