@@ -84,7 +84,7 @@ class Search:
         """
         mine, W = state.search, self.beam
         assert mine is not None
-        R, k = len(logits), min(LIKELIEST, logits.shape[1])
+        R, k = len(logits), min(max(LIKELIEST, W), logits.shape[1])
         value, token = logits.log_softmax(-1).topk(k)  # [R, k]
         text = (token != self.lm.text_pad) & (token != self.lm.text_epad)
         if self.ngram is not None:
@@ -100,7 +100,7 @@ class Search:
         # Nothing that is said before the text begins is fed, so there is nothing to choose.
         going = active & (clock + 1 > state.ring.grid.mutes[0])
         parent, chosen = torch.where(going, parent, first), torch.where(going, chosen, token[:, 0])
-        self.follow(state, parent)
+        self.follow(state, parent, clock)
         said = going & (chosen != self.lm.text_pad) & (chosen != self.lm.text_epad)
         keep(mine.words, fold(mine.words, chosen), said)
         keep(mine.past, torch.cat([mine.past[:, 1:], chosen[:, None]], 1), said)
@@ -116,18 +116,27 @@ class Search:
         keep(mine.score, score, going)
         return chosen
 
-    def follow(self, state: StepState, parent: Tensor) -> None:
-        """Every row becomes a copy of its parent, long[R]."""
-        tensors = [*state.lm.tensors().values(), state.ring.cells]
-        assert state.search is not None
-        tensors += [state.search.words, state.search.past, state.search.quiet]
+    def follow(self, state: StepState, parent: Tensor, clock: Tensor) -> None:
+        """Every row becomes a copy of its parent, long[R], after step clock long[R].
+
+        Of keys and values only the latest are copied: hypotheses agree on all that was told, and
+        one that did not is a copy of another a step later.
+        """
+        mine = state.search
+        assert mine is not None
+        rows = torch.arange(len(parent), device=parent.device)
         if parent.device.type == "cpu" and not torch.compiler.is_compiling():
-            new = torch.nonzero(parent != torch.arange(len(parent)))[:, 0]
-            for tensor in tensors if len(new) else ():
-                tensor[new] = tensor[parent[new]]
-        else:
-            for tensor in tensors:
-                tensor.copy_(tensor[parent])
+            rows = torch.nonzero(parent != rows)[:, 0]
+            if not len(rows):
+                return
+        parent = parent[rows]
+        for tensor in (state.ring.cells, mine.words, mine.past, mine.quiet):
+            tensor[rows] = tensor[parent]
+        steps = clock[rows, None] - torch.arange(HOLD + 2, device=clock.device)
+        at = steps % state.lm.layers[0].k.shape[2]  # [rows, HOLD + 2]
+        for cache in state.lm.layers:
+            for tensor in (cache.k, cache.v):
+                tensor[rows[:, None], :, at] = tensor[parent[:, None], :, at]
 
 
 def merged(score: Tensor, key: Tensor) -> Tensor:

@@ -148,7 +148,7 @@ def slow_search(model: Model, wav: Tensor, sampling: Sampling, steps: int) -> li
             grid[0, 1:5] = codes[0]
             inputs = pattern.shift(grid).inputs[..., : step + 1]
             logits = lm.temporal(inputs)[1][0, -1]
-            value, token = logits.log_softmax(-1).topk(LIKELIEST)
+            value, token = logits.log_softmax(-1).topk(max(LIKELIEST, sampling.beam))
             for v, t in zip(value.tolist(), token.tolist(), strict=True):
                 after, total, key = words, score + v, (words, t)
                 if t not in (PAD, EPAD):
@@ -300,3 +300,28 @@ def test_states_follow_their_hypotheses_in_a_graph_as_well(
     quick = texts(Engine(model, ASR_3, 1, sampling=sampling), wav, 0, HOLD + 4)
     monkeypatch.setattr(searching.torch.compiler, "is_compiling", lambda: True)
     assert texts(Engine(model, ASR_3, 1, sampling=sampling), wav, 0, HOLD + 4) == quick
+
+
+def test_only_the_latest_keys_have_to_follow(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    wide = replace(TINY_LM, temporal=replace(TINY_LM.temporal, context=40))
+    lm = MoshiLm(wide).eval().requires_grad_(False)
+    assert model.lm is not None
+    lm.load_state_dict(model.lm.state_dict())
+    model = replace(model, lm=lm)
+    sampling = Sampling(0, 0, 0, 0, beam=4, lm_weight=0.3)
+    wav = torch.rand(1, 1, 90 * FRAME) - 0.5
+    quick = texts(Engine(model, ASR_3, 1, sampling=sampling), wav, 0, 0)
+    moved = 0
+
+    def follow(self: searching.Search, state: Any, parent: Tensor, clock: Tensor) -> None:
+        nonlocal moved
+        moved += int((parent != torch.arange(len(parent))).sum())
+        mine = state.search
+        for tensor in (
+            *state.lm.tensors().values(), state.ring.cells, mine.words, mine.past, mine.quiet,
+        ):  # fmt: skip
+            tensor.copy_(tensor[parent])
+
+    monkeypatch.setattr(searching.Search, "follow", follow)
+    assert texts(Engine(model, ASR_3, 1, sampling=sampling), wav, 0, 0) == quick
+    assert moved > 90
