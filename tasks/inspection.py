@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from moshi_cli.core.errors import InputError
-from moshi_cli.tasks.cache import Take, parse_take, read_facts, shards
+from moshi_cli.tasks.cache import REST, Take, parse_take, read_facts, shards
 from moshi_cli.tasks.manifest import MAIN, Problem, Recording, Spoken, main_speaker
 
 LAYOUTS = ("auto", "mono", "stereo", "turns")
@@ -189,6 +189,9 @@ def _inspect_shard(folder: Path, codec: str) -> Iterator[Problem | Take]:
         return
     total = (folder / "codes.i16").stat().st_size // (2 * Q)
     flat = np.memmap(folder / "codes.i16", np.int16, "r")[: total * Q] if total else None
+    wide, rest = int(facts.get("residual") or 0), folder / REST
+    if wide and not (rest.is_file() and rest.stat().st_size >= 2 * wide * total):
+        yield Problem(str(rest), "residual", f"does not have the {total} frames of codes.i16")
     with index.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
             where = f"{index}:{number}"

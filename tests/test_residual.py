@@ -27,10 +27,11 @@ from moshi_cli.core.streams import DelayPattern, Role, Task
 from moshi_cli.core.text import Text
 from moshi_cli.core.weights import Model
 from moshi_cli.tasks.asr import ASR
-from moshi_cli.tasks.cache import REST, Cache, Clip, Variant, write_cache
+from moshi_cli.tasks.cache import REST, Cache, Clip, Take, Variant, write_cache
 from moshi_cli.tasks.chat import CHAT
 from moshi_cli.tasks.data import Pack
 from moshi_cli.tasks.excerpts import Excerpts
+from moshi_cli.tasks.inspection import inspect_cache
 from moshi_cli.tasks.likelihood import Examiner, Scene
 from moshi_cli.tasks.lm_objective import LmObjective
 from moshi_cli.tasks.samples import Samples
@@ -190,7 +191,10 @@ def test_cache_keeps_it(tiny_mimi: Mimi, pack: Path, tmp_path: Path) -> None:
     assert not (bare / REST).exists()
     with pytest.raises(InputError, match=r"0 numbers a frame .* the model hears 16"):
         Cache(bare, 4, WIDTH)
+    assert all(isinstance(found, Take) for found in inspect_cache(part))
     (part / REST).write_bytes(b"\1" * 32)
+    told = [found for found in inspect_cache(part) if not isinstance(found, Take)]
+    assert [(p.kind, Path(p.where).name) for p in told] == [("residual", REST)]
     with pytest.raises(InputError, match=f"{REST} is shorter"):
         Cache(part, 4, WIDTH)
 
