@@ -225,7 +225,7 @@ def test_the_built_in_recipe_from_sound_to_speech(
     old, new = (weights.load(path, device="cpu").mimi.state_dict() for path in (first, second))
     changed = {key for key in old if not torch.equal(old[key], new[key])}
     assert changed and all(key.startswith(("decoder", "upsample")) for key in changed)
-    encode = ["pack", "--plan", recipes / "codes.yaml", "-o", "codes", "-m", first]
+    encode = ["pack", "--plan", recipes / "codes.yaml", "-o", "codes", "-m", first, "--residual"]
     small_plan = yaml.safe_load((recipes / "codes.yaml").read_text())
     for windows in small_plan["windows"]:
         windows["count"] = 2
