@@ -7,6 +7,7 @@ hashes of 32 bits: of a million entries, one look-up in four thousand finds what
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,8 +87,10 @@ class NGram:
             for name, i in PARTS.items()
         }
         facts = {"order": str(self.order), "size": str(self.size)}
-        save_file({k: v.contiguous().cpu() for k, v in tensors.items()}, str(path), facts)
-        path.chmod(0o644)
+        part = path.with_name(f"{path.name}.tmp.{os.getpid()}")  # whole or absent
+        save_file({k: v.contiguous().cpu() for k, v in tensors.items()}, str(part), facts)
+        part.chmod(0o644)
+        part.replace(path)
 
 
 def load_ngram(path: Path, device: torch.device | str = "cpu") -> NGram:
