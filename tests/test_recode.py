@@ -16,7 +16,7 @@ from torch import Tensor
 from moshi_cli.core.lm import MoshiLm
 from moshi_cli.core.mimi import Mimi
 from moshi_cli.tasks.readout import aim
-from moshi_cli.tasks.seeding import seed_embeddings
+from moshi_cli.tasks.seeding import seed_embeddings, seed_residual
 
 RECIPE = Path(__file__).parent.parent / "examples" / "train_builtin"
 WIDE = replace(TINY_MIMI, quantizer=replace(TINY_MIMI.quantizer, dim=16, size=64, beam=3))
@@ -69,12 +69,19 @@ def heard(lm: MoshiLm, codes: Tensor, first: int) -> Tensor:
     )
 
 
+def unchanged(recode: ModuleType, codec: Mimi) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]:
+    """What `carry` is told of codebooks that stay as they are."""
+    eye = torch.eye(16, dtype=torch.float64)
+    return recode.contributions(codec), recode.ways_out(codec), eye, eye
+
+
 @torch.no_grad()
 def test_what_a_model_hears_is_carried_over(
     recode: ModuleType, codec: Mimi, lm: MoshiLm, latents: Tensor
 ) -> None:
     """New projections and entries: the same latents are heard nearly as before."""
     quantizer, before = codec.quantizer, recode.contributions(codec)
+    outs = recode.ways_out(codec)
     codes = quantizer.encode(latents.t()[None])[0]
     was, semantic = heard(lm, codes, 0), codes[0]
     noise = torch.randn(12, 16, generator=torch.Generator().manual_seed(5))
@@ -82,7 +89,7 @@ def test_what_a_model_hears_is_carried_over(
     known, into = recode.aim_again(quantizer, latents.double(), rows)
     old = [book.centroids @ into.T for book in quantizer.acoustic.books]
     quantizer.acoustic.fit(latents, 6, torch.Generator().manual_seed(0), old)
-    recode.carry(lm, before, known, old, codec)
+    recode.carry(lm, before, outs, known, into, old, codec)
     codes = quantizer.encode(latents.t()[None])[0]
     for first in (0, 4):
         apart = (heard(lm, codes, first) - was).square().mean()
@@ -99,7 +106,42 @@ def test_nothing_changes_where_the_codebooks_stay(
     assert lm.depth is not None
     was, heads = heard(lm, codes, 0), lm.depth.heads.weight.clone()
     old = [book.centroids for book in codec.quantizer.acoustic.books]
-    eye = torch.eye(16, dtype=torch.float64)
-    recode.carry(lm, recode.contributions(codec), eye, old, codec)
+    recode.carry(lm, *unchanged(recode, codec), old, codec)
     torch.testing.assert_close(heard(lm, codes, 0), was, atol=1e-3, rtol=1e-3)
     torch.testing.assert_close(lm.depth.heads.weight, heads)
+
+
+@torch.no_grad()
+def test_what_codes_leave_is_heard_as_before(
+    recode: ModuleType, codec: Mimi, lm: MoshiLm, latents: Tensor
+) -> None:
+    """Codes and what they leave together: other codebooks change little, the same ones nothing."""
+    quantizer, x = codec.quantizer, latents.t()[None]
+    seed_residual(lm, codec)
+    assert lm.residual is not None
+    noise = torch.randn(lm.residual.weight.shape, generator=torch.Generator().manual_seed(6))
+    lm.residual.weight.add_(0.05 * noise)  # what training adds
+
+    def whole() -> Tensor:
+        codes = quantizer.encode(x)
+        assert lm.residual is not None
+        return heard(lm, codes[0], 0) + lm.residual(quantizer.residual(x, codes)[0].t())
+
+    was = whole()
+    old = [book.centroids for book in quantizer.acoustic.books]
+    recode.carry(lm, *unchanged(recode, codec), old, codec)
+    torch.testing.assert_close(whole(), was, atol=2e-3, rtol=2e-3)
+
+    before, outs = recode.contributions(codec), recode.ways_out(codec)
+    rows = (ROWS + 0.2 * torch.randn(12, 16, generator=torch.Generator().manual_seed(5))).double()
+    known, into = recode.aim_again(quantizer, latents.double(), rows)
+    old = [centroids @ into.T for centroids in old]
+    quantizer.acoustic.fit(latents, 6, torch.Generator().manual_seed(0), old)
+    recode.carry(lm, before, outs, known, into, old, codec)
+
+    def apart(now: Tensor) -> float:
+        return float((now - was).square().mean() / was.square().mean())
+
+    assert (near := apart(whole())) < 0.12
+    lm.residual.weight.zero_()
+    assert apart(whole()) > 1.3 * near, near

@@ -20,7 +20,7 @@ from torch import Tensor
 from moshi_cli.core import load
 from moshi_cli.core.lm import MoshiLm
 from moshi_cli.core.mimi import Mimi
-from moshi_cli.core.vq import SplitVq
+from moshi_cli.core.vq import ResidualVq, SplitVq
 from moshi_cli.core.weights import save
 from moshi_cli.tasks.augment import Augment
 from moshi_cli.tasks.readout import (
@@ -106,16 +106,29 @@ def gather(heard: Heard, packs: list[str], frames: int) -> tuple[Tensor, Tensor,
 def contributions(mimi: Mimi) -> list[Tensor]:
     """What each code adds to the latent, centred: [C, L] for each codebook, semantic first."""
     found = []
-    for branch in (mimi.quantizer.semantic, mimi.quantizer.acoustic):
+    for branch in branches(mimi.quantizer):
         for book in branch.books:
             centre = book.cluster_usage @ book.centroids / book.cluster_usage.sum()
             found.append((book.centroids - centre) @ branch.output_proj.weight[..., 0].T)
     return found
 
 
-def carry(lm: MoshiLm, before: list[Tensor], seen: Tensor, old: list[Tensor], mimi: Mimi) -> None:
-    """before: what each code added to the latent; seen [L, L]: what of a latent the old codebooks
-    were for; old: the acoustic ones, in the coordinates of the new ones."""
+def ways_out(mimi: Mimi) -> list[Tensor]:
+    """How the semantic and the acoustic branch get to the latent, [L, dim] each."""
+    return [b.output_proj.weight[..., 0].clone() for b in branches(mimi.quantizer)]
+
+
+def branches(quantizer: SplitVq) -> tuple[ResidualVq, ResidualVq]:
+    return quantizer.semantic, quantizer.acoustic
+
+
+def carry(
+    lm: MoshiLm, before: list[Tensor], outs: list[Tensor], seen: Tensor, into: Tensor,
+    old: list[Tensor], mimi: Mimi,
+) -> None:
+    """before: what each code added to the latent, and outs: how each branch did; seen [L, L]: what
+    of a latent the old codebooks were for; into [dim, dim]: from the old acoustic coordinates to
+    the new ones, in which old is, the acoustic codebooks of before."""
     Q, rank, size = lm.config.voice_q, lm.emb.shape[2], len(before[0])
     assert lm.emb_out is not None and lm.depth is not None
     heard = [lm.emb[k, :size] @ lm.emb_out.weight[k].T for k in range(Q)]  # [C, D]
@@ -132,6 +145,13 @@ def carry(lm: MoshiLm, before: list[Tensor], seen: Tensor, old: list[Tensor], mi
         for at in range(k, lm.config.n_q, Q):
             lm.emb[at, :size].copy_(table / scale)
             lm.emb_out.weight[at].copy_((scale * turn.T @ v[:rank]).T)
+    if lm.residual is not None:  # as the tables are heard, and what training added to that
+        halves = lm.residual.weight.double().T.chunk(2)  # [dim, D] each
+        learnt = [h - o.double().T @ way for h, o in zip(halves, outs, strict=True)]
+        learnt[1] = torch.linalg.pinv(into.double(), rtol=0.1).T @ learnt[1]
+        fresh = [o.double().T @ seen.T @ way for o in ways_out(mimi)]
+        made = torch.cat([f + x for f, x in zip(fresh, learnt, strict=True)])
+        lm.residual.weight.copy_(made.T)
     for k, (book, was) in enumerate(zip(mimi.quantizer.acoustic.books, old, strict=True), 1):
         far = torch.cdist(book.centroids, was).square()  # [C, C]
         near = far.topk(NEAREST, largest=False)
@@ -185,7 +205,7 @@ def main() -> None:
         return heard.missed(quantizer.decode(codes).transpose(1, 2), true)
 
     print("by the old codes:", told(), flush=True)
-    before, x = contributions(mimi), latents.double()
+    before, outs, x = contributions(mimi), ways_out(mimi), latents.double()
     rows = (heard.readout.layer.weight * costs[:, None]).double()
     known, into = aim_again(quantizer, x, rows)
     acoustic = quantizer.acoustic
@@ -193,7 +213,7 @@ def main() -> None:
     acoustic.fit(latents, ROUNDS, torch.Generator().manual_seed(0), old)
     print("by the new codes:", told(), flush=True)
     if model.lm is not None:
-        carry(model.lm, before, known, old, mimi)
+        carry(model.lm, before, outs, known, into, old, mimi)
     save(model, args.out)
 
 
