@@ -58,12 +58,15 @@ def ngrams(
         str, flag("--least", "How often those of 2, 3, … tokens occur, to be kept.", metavar="N,N…")
     ] = "1,2,2",
     key: Key = "text",
+    no_punctuation: Annotated[
+        bool, flag("--no-punctuation", "Bare words, for a model that writes no punctuation.")
+    ] = False,
     json: Json = False,
     log: LogOptions,
 ) -> None:
     """Count n-grams of text tokens, for the search of `moshi asr`; a sentence is a line."""
     from moshi_cli.core.text import Text
-    from moshi_cli.tasks.ngrams import count, sentences
+    from moshi_cli.tasks.ngrams import bare, count, sentences
     from moshi_cli.tasks.texts import documents, text_files
 
     console = log.console("data ngrams")
@@ -73,6 +76,8 @@ def ngrams(
         raise UsageError(f"--least {least!r} is not numbers with commas") from None
     pieces = Text(tokenizer_file(tokenizer))
     lines = (line for text in documents(text_files(inputs), key) for line in text.splitlines())
+    lines = map(bare, lines) if no_punctuation else lines
+    output.parent.mkdir(parents=True, exist_ok=True)
     made = count(sentences(lines, pieces), order, pieces.size, minima)
     made.save(output)
     if json:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -14,6 +15,12 @@ from moshi_cli.core.ngram import Listed, NGram, brief, fold, seed
 from moshi_cli.core.text import BOS, EOS, Text
 
 DISCOUNT = 0.75
+EDGES = re.compile(r"^[\W_]+|[\W_]+$")
+
+
+def bare(line: str) -> str:
+    """A line without punctuation: what is not a letter or digit at the ends of its words."""
+    return " ".join(filter(None, (EDGES.sub("", word) for word in line.split())))
 
 
 def sentences(texts: Iterable[str], text: Text) -> list[list[int]]:

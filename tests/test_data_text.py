@@ -66,6 +66,13 @@ def test_ngrams(corpus: Path) -> None:
     code, _, err = invoke(*args, "--least", "two")
     assert code == 2 and "'two' is not numbers" in err
     Path("empty.txt").write_text("\n")
+    Path("loud.txt").write_text("(It's) 'well-known', he said!\n-- Yes.\n")
+    Path("bare.txt").write_text("It's well-known he said\nYes\n")
+    deep = Path("new", "folder", "n.safetensors")
+    for name, more in (("bare", ()), ("loud", ("--no-punctuation",))):
+        assert invoke("ngrams", f"{name}.txt", "-o", deep.with_stem(name), *args[4:], *more)[0] == 0
+    bare, loud = (load_ngram(deep.with_stem(name)) for name in ("bare", "loud"))
+    assert bare.grams.keys.tolist() == loud.grams.keys.tolist()
     code, _, err = invoke("ngrams", "empty.txt", *args[2:])
     assert code == 2 and "no text to count" in err
 

@@ -123,8 +123,13 @@ def branches(quantizer: SplitVq) -> tuple[ResidualVq, ResidualVq]:
 
 
 def carry(
-    lm: MoshiLm, before: list[Tensor], outs: list[Tensor], seen: Tensor, into: Tensor,
-    old: list[Tensor], mimi: Mimi,
+    lm: MoshiLm,
+    before: list[Tensor],
+    outs: list[Tensor],
+    seen: Tensor,
+    into: Tensor,
+    old: list[Tensor],
+    mimi: Mimi,
 ) -> None:
     """before: what each code added to the latent, and outs: how each branch did; seen [L, L]: what
     of a latent the old codebooks were for; into [dim, dim]: from the old acoustic coordinates to
