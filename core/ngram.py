@@ -7,6 +7,7 @@ hashes of 32 bits: of a million entries, one look-up in four thousand finds what
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,21 +55,42 @@ class Listed:
 
 
 class NGram:
-    """log p(token | the tokens before it) over a vocabulary."""
+    """log p(token | the tokens before it) over a vocabulary: by its own table, or the mean of the
+    probabilities by it and those by another one, `beside`."""
 
-    def __init__(self, order: int, size: int, grams: Listed, histories: Listed):
+    def __init__(
+        self, order: int, size: int, grams: Listed, histories: Listed, beside: NGram | None = None
+    ):
         self.order, self.size, self.grams, self.histories = order, size, grams, histories
+        self.beside = beside
+
+    @property
+    def context(self) -> int:
+        """How many tokens before one count."""
+        return max(self.order - 1, self.beside.context if self.beside else 0)
+
+    def mixed(self, beside: NGram) -> NGram:
+        """With another one beside; their files stay apart."""
+        return NGram(self.order, self.size, self.grams, self.histories, beside)
 
     def to(self, device: torch.device | str) -> NGram:
         """The same on a device."""
-        tables = (
+        grams, histories = (
             Listed(t.keys.to(device), t.values.to(device)) for t in (self.grams, self.histories)
         )
-        return NGram(self.order, self.size, *tables)
+        beside = None if self.beside is None else self.beside.to(device)
+        return NGram(self.order, self.size, grams, histories, beside)
 
     def __call__(self, past: Tensor, tokens: Tensor) -> Tensor:
-        """past long[R, order - 1] (newest last, NOTHING before the first), tokens long[R, k]
+        """past long[R, context or more] (newest last, NOTHING before the first), tokens long[R, k]
         -> float32 [R, k] in nats."""
+        score = self.table(past, tokens)
+        if self.beside is None:
+            return score
+        return torch.logaddexp(score, self.beside(past, tokens)) - math.log(2)
+
+    def table(self, past: Tensor, tokens: Tensor) -> Tensor:
+        """What its own table says."""
         start = torch.zeros_like(tokens[:, :1])
         score = self.grams.find(fold(start + seed(1), tokens))[0]
         for n in range(2, self.order + 1):
@@ -80,7 +102,7 @@ class NGram:
         return score
 
     def save(self, path: Path) -> None:
-        """Write it as safetensors, values in half precision."""
+        """Write its own table as safetensors, values in half precision."""
         tables = (self.grams, self.histories)
         tensors = {
             name: (tables[i].keys if name in ("keys", "histories") else tables[i].values.half())

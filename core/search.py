@@ -63,7 +63,7 @@ class Search:
 
     def init_state(self, rows: int, device: torch.device | str) -> SearchState:
         """Fresh state of rows = slots · beam."""
-        size = 1 if self.ngram is None else max(self.ngram.order - 1, 1)
+        size = 1 if self.ngram is None else max(self.ngram.context, 1)
         state = SearchState(
             torch.zeros(rows, device=device),
             torch.zeros(rows, dtype=torch.long, device=device),

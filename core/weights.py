@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -241,6 +241,7 @@ def load(
     mimi_file: str | None = None,
     text_file: str | None = None,
     ngram_file: str | None = None,
+    more_ngrams: str | None = None,
     config_file: str | None = None,
     lora_scaling: float | None = None,
     builtin: Path | None = None,
@@ -248,7 +249,8 @@ def load(
     """A model by folder, file, repository, address or short name (see hub.py).
 
     None: the built-in one, at the folder `builtin`. The other arguments replace files of the source
-    by paths or addresses. ModelError, one sentence, for everything that can be wrong.
+    by paths or addresses; more_ngrams stand beside those that the model has. ModelError, one
+    sentence, for everything that can be wrong.
     """
     if name is None:
         if builtin is None or not builtin.is_dir():
@@ -289,15 +291,24 @@ def load(
         lora_scaling=config.lora_scaling if lora_scaling is None else lora_scaling,
     )  # fmt: skip
     files = [path, mimi_path, *([source.file(adapter)] if adapter else [])]
-    ngram, named = None, address(ngram_file) or config.ngram_file
-    if named is not None:
-        files.append(source.file(named))
-        config = replace(config, ngram_file=files[-1].name if ngram_file else config.ngram_file)
-        ngram = load_ngram(files[-1], where)
-        if ngram.size > lm.config.text_vocab:
-            raise ModelError(f"{files[-1]}: n-grams of {ngram.size} pieces, not of this tokenizer")
+    own = address(ngram_file) or config.ngram_file
+    tables = [source.file(named) for named in (own, address(more_ngrams)) if named is not None]
+    if tables and (ngram_file or not own):
+        config = replace(config, ngram_file=tables[0].name)
+    ngram = load_ngrams(tables, where, lm.config.text_vocab)
     config = replace(config, lm=lm.config)
-    return Model(mimi, lm, text, config, str(name), revision_of(*files), ngram)
+    return Model(mimi, lm, text, config, str(name), revision_of(*files, *tables), ngram)
+
+
+def load_ngrams(paths: Sequence[Path], where: torch.device, vocabulary: int) -> NGram | None:
+    """The first one with the others beside it. ModelError."""
+    found: NGram | None = None
+    for path in reversed(paths):
+        ngram = load_ngram(path, where)
+        if ngram.size > vocabulary:
+            raise ModelError(f"{path}: n-grams of {ngram.size} pieces, not of this tokenizer")
+        found = ngram if found is None else ngram.mixed(found)
+    return found
 
 
 def address(file: str | None) -> str | None:

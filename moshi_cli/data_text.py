@@ -76,7 +76,8 @@ def ngrams(
         raise UsageError(f"--least {least!r} is not numbers with commas") from None
     pieces = Text(tokenizer_file(tokenizer))
     lines = (line for text in documents(text_files(inputs), key) for line in text.splitlines())
-    lines = map(bare, lines) if no_punctuation else lines
+    if no_punctuation:
+        lines = (bare(line) for line in lines)
     output.parent.mkdir(parents=True, exist_ok=True)
     made = count(sentences(lines, pieces), order, pieces.size, minima)
     made.save(output)

@@ -73,7 +73,9 @@ class ModelOptions:
     moshi_weight: Annotated[Path | None, flag("--moshi-weight", "Language model file.")] = None
     mimi_weight: Annotated[Path | None, flag("--mimi-weight", "Codec file.")] = None
     tokenizer: Annotated[Path | None, flag("--tokenizer", "SentencePiece file.")] = None
-    ngrams: Annotated[Path | None, flag("--ngrams", "N-grams for the search of asr.")] = None
+    ngrams: Annotated[
+        Path | None, flag("--ngrams", "N-grams for the search of asr, beside the model's own.")
+    ] = None
     config_path: Annotated[
         Path | None, flag("--config-path/--config/--lm-config", "The checkpoint's JSON.")
     ] = None

@@ -36,7 +36,7 @@ def open_model(options: ModelOptions, console: Console) -> Model:
         options.model, device=options.device, dtype="fp16" if options.half else options.dtype,
         revision=options.revision, lora=_text(options.lora_weight),
         lm_file=_text(options.moshi_weight), mimi_file=_text(options.mimi_weight),
-        text_file=_text(options.tokenizer), ngram_file=_text(options.ngrams),
+        text_file=_text(options.tokenizer), more_ngrams=_text(options.ngrams),
         config_file=_text(options.config_path),
         builtin=BUILTIN,
     )  # fmt: skip

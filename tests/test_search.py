@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from dataclasses import replace
@@ -93,6 +94,17 @@ def test_rare_ngrams_are_left_to_shorter_ones(tmp_path: Path) -> None:
     )
     with pytest.raises(InputError, match="no text"):
         count([[BOS]], 2, SIZE)
+
+
+def test_two_tables_say_the_mean_of_both() -> None:
+    short, long = count(ROWS, 2, SIZE), count([[BOS, 9, 9, 4, 9, EOS]], 4, SIZE)
+    for first, second in ((short, long), (long, short)):
+        both = first.mixed(second).to("cpu")
+        assert both.context == 3
+        past, every = past_of([BOS, 9, 9], both.context), torch.arange(SIZE)[None]
+        mean = (first(past, every).exp() + second(past, every).exp()) / 2
+        torch.testing.assert_close(both(past, every).exp(), mean)
+        assert not torch.allclose(mean, first(past, every).exp(), rtol=0.2)
 
 
 def test_a_file_that_holds_no_ngrams(tmp_path: Path) -> None:
@@ -278,6 +290,17 @@ def test_a_model_says_how_it_searches(model: Model, tiny_text: Text, tmp_path: P
     again = weights.load(tmp_path, device="cpu")
     assert again.config.samplings == {"asr": usual}
     assert isinstance(again.ngram, NGram) and again.ngram.order == 3
+    count(ROWS, 4, 20).save(tmp_path / "mine")
+    facts = tmp_path / "config.json"
+    whole, mine = facts.read_text(), str(tmp_path / "mine")
+    for own in ("ngram.safetensors", None):
+        facts.write_text(json.dumps(json.loads(whole) | {"ngram_name": own}))
+        more = weights.load(tmp_path, device="cpu", more_ngrams=mine)
+        assert more.ngram is not None and more.ngram.context == 3
+        assert (more.ngram.beside is None) == (own is None)
+        assert more.config.ngram_file == (own or "mine")
+        assert more.revision != again.revision
+    facts.write_text(whole)
     assert hearing_sampling(again.config) == usual
     assert hearing_sampling(again.config, 0.5).beam == 1
     assert hearing_sampling(again.config, beam=1, lm_weight=0.0).lm_weight == 0
