@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 import sys
@@ -216,7 +217,15 @@ def test_the_built_in_recipe_from_sound_to_speech(
     )
     assert not torch.equal(before.books[-1].centroids, after.books[-1].centroids)
     assert torch.equal(before.input_proj.weight, after.input_proj.weight)
-    first = refitted
+    monkeypatch.syspath_prepend(str(recipes))
+    recode = importlib.import_module("recode")
+    monkeypatch.setattr(recode, "HELD_OUT", 8)
+    first = tmp_path / "runs" / "recoded"
+    monkeypatch.setattr(sys, "argv", f"recode {refitted} {first} pack --frames 512".split())
+    recode.main()
+    assert "runs/codebooks/model runs/recoded pack" in (recipes / "train.sh").read_text()
+    recoded = weights.load(first, device="cpu").mimi.quantizer.acoustic
+    assert not torch.equal(after.input_proj.weight, recoded.input_proj.weight)
     ear = "losses.listener=1"
     deaf = moshi(recipes / "decoder.yaml", "--set", shape, "--set", ear)
     assert deaf.exit_code == 2 and "the loss `listener` needs a listener" in deaf.stderr

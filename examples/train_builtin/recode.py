@@ -92,7 +92,8 @@ def gather(heard: Heard, packs: list[str], frames: int) -> tuple[Tensor, Tensor,
         squares += torch.stack([mel.var(), pitch.square().mean()]) * len(x)
         found.append(latent.flatten(0, 1))
         count += len(x)
-        print(f"\r{count} frames", end="", file=sys.stderr, flush=True)
+        if sys.stderr.isatty():
+            print(f"\r{count} frames", end="", file=sys.stderr, flush=True)
     ridge = 1e-5 * within.diagonal().mean() * torch.eye(wide, dtype=torch.float64)
     solved = torch.linalg.solve(within + ridge, across).float()  # [D + 1, ...]
     heard.readout.layer.weight.copy_(solved[:-1].T)
@@ -191,18 +192,12 @@ def aim_again(quantizer: SplitVq, x: Tensor, rows: Tensor) -> tuple[Tensor, Tens
     return known, (seen @ outs).float()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", type=Path)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("packs", nargs="+")
-    parser.add_argument("--frames", type=int, default=160_000)
-    args = parser.parse_args()
-    torch.set_grad_enabled(False)
-    model = load(args.model, dtype="fp32")
+def anew(folder: Path, out: Path, packs: list[str], frames: int) -> None:
+    """Write the model again under `out`, its acoustic codebooks fitted to frames of packs."""
+    model = load(folder, dtype="fp32")
     mimi, quantizer = model.mimi.eval(), model.mimi.quantizer
     heard = Heard(mimi)
-    latents, latent, true, costs = gather(heard, args.packs, args.frames)
+    latents, latent, true, costs = gather(heard, packs, frames)
     print("\nmissed by the latent:", heard.missed(latent, true))
 
     def told() -> str:
@@ -219,7 +214,18 @@ def main() -> None:
     print("by the new codes:", told(), flush=True)
     if model.lm is not None:
         carry(model.lm, before, outs, known, into, old, mimi)
-    save(model, args.out)
+    save(model, out)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("packs", nargs="+")
+    parser.add_argument("--frames", type=int, default=160_000)
+    args = parser.parse_args()
+    with torch.no_grad():
+        anew(args.model, args.out, args.packs, args.frames)
 
 
 if __name__ == "__main__":

@@ -43,8 +43,10 @@ train() { [ -d "runs/$1/model" ] || "${@:2}" train "$here/$1.yaml" --resume; }
 two="torchrun --nproc-per-node 2 -m moshi_cli"
 train codec $two
 train codebooks moshi
+# The acoustic codebooks for the sound alone: what they leave of the words is heard all the same.
+[ -d runs/recoded ] || python "$here/recode.py" runs/codebooks/model runs/recoded pack
 for share in 1 2; do
-    moshi data encode pack --plan "$here/codes.yaml" -o codes -m runs/codebooks/model \
+    moshi data encode pack --plan "$here/codes.yaml" -o codes -m runs/recoded \
         --residual --shard $share/2 &
 done
 wait
