@@ -20,6 +20,7 @@ from torch import Tensor
 from moshi_cli.core.errors import ModelError
 from moshi_cli.core.sampling import mix
 
+BESIDE = 0.2  # more would make everything else that is said improbable
 NOTHING = -1  # a place in the past before anything was said
 PARTS = {"keys": 0, "values": 0, "histories": 1, "weights": 1}  # file's tensors, by what they list
 
@@ -55,8 +56,8 @@ class Listed:
 
 
 class NGram:
-    """log p(token | the tokens before it) over a vocabulary: by its own table, or the mean of the
-    probabilities by it and those by another one, `beside`."""
+    """log p(token | the tokens before it) over a vocabulary: by its own table, or by it and, for a
+    share of `BESIDE`, by another one."""
 
     def __init__(
         self, order: int, size: int, grams: Listed, histories: Listed, beside: NGram | None = None
@@ -87,7 +88,8 @@ class NGram:
         score = self.table(past, tokens)
         if self.beside is None:
             return score
-        return torch.logaddexp(score, self.beside(past, tokens)) - math.log(2)
+        more = self.beside(past, tokens) + math.log(BESIDE)
+        return torch.logaddexp(score + math.log(1 - BESIDE), more)
 
     def table(self, past: Tensor, tokens: Tensor) -> Tensor:
         """What its own table says."""
