@@ -20,7 +20,7 @@ from torch import Tensor
 from moshi_cli.core.errors import ModelError
 from moshi_cli.core.sampling import mix
 
-BESIDE = 0.2  # more would make everything else that is said improbable
+BESIDE = 0.2  # the rest of it keeps what else is said as probable as it was, or nearly
 NOTHING = -1  # a place in the past before anything was said
 PARTS = {"keys": 0, "values": 0, "histories": 1, "weights": 1}  # file's tensors, by what they list
 

@@ -78,8 +78,8 @@ def ngrams(
     lines = (line for text in documents(text_files(inputs), key) for line in text.splitlines())
     if no_punctuation:
         lines = (bare(line) for line in lines)
-    output.parent.mkdir(parents=True, exist_ok=True)
     made = count(sentences(lines, pieces), order, pieces.size, minima)
+    output.parent.mkdir(parents=True, exist_ok=True)
     made.save(output)
     if json:
         console.record({"ngrams": str(output), "entries": len(made.grams.keys)})
