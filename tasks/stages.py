@@ -40,6 +40,7 @@ class Flow:
     lead_s: tuple[float, float] = (0.0, 0.6)  # … and else the silence before the first one
     tight: float = 0.3  # how often a clip follows without a pause
     gap_s: tuple[float, float] = (0.05, 0.8)  # … and else the pause
+    excerpt: float = 0.0  # how often only some words of a clip, in a row, are spoken
     rest: float = 0.0  # how often a long silence follows a clip …
     rest_s: tuple[float, float] = (1.0, 5.0)  # … and how long
     own: tuple[str, ...] = ("moshi",)  # kinds that keep their pace

@@ -22,6 +22,8 @@ from moshi_cli.tasks.randomness import rng_of
 from moshi_cli.tasks.spelling import UNKNOWN, Spelling, spell
 from moshi_cli.tasks.stages import Flow, Source, weight_of
 
+FADE_S = 0.005  # at the cuts of an excerpt
+
 
 @dataclass(frozen=True)
 class Scene:
@@ -32,6 +34,23 @@ class Scene:
     words: Words
     unknown: tuple[tuple[int, int], ...]  # frames whose words nobody wrote down
     clean: bool  # neither room nor noise
+
+
+def excerpt(words: Words, rng: np.random.Generator) -> tuple[float, float, Words]:
+    """Some words of a clip in a row: from second, to second (half-way to their neighbours; the
+    last word's is infinity), the words."""
+    count = int(rng.integers(1, len(words) + 1))
+    first = int(rng.integers(0, len(words) - count + 1))
+    last = first + count
+    begin_s = (words[first - 1][2] + words[first][1]) / 2 if first else 0.0
+    end_s = (words[last - 1][2] + words[last][1]) / 2 if last < len(words) else np.inf
+    return begin_s, end_s, words[first:last]
+
+
+def faded(clip: np.ndarray, size: int) -> np.ndarray:
+    """clip [S] that comes and goes within `size` samples."""
+    ramp = np.minimum(np.arange(1, len(clip) + 1) / max(size, 1), 1).astype(np.float32)
+    return clip * ramp * ramp[::-1]
 
 
 class Utterances:
@@ -86,6 +105,12 @@ class Utterances:
             if rng.random() < a.speed_share and not row.kind.startswith(flow.own):
                 pace = rng.uniform(*a.speed)
                 clip = resample(clip, pace)
+            begin, begin_s, said = 0, 0.0, row.words
+            if flow.excerpt and said and rng.random() < flow.excerpt:
+                begin_s, end_s, said = excerpt(said, rng)
+                begin = int(begin_s / pace * rate)
+                end = len(clip) if end_s == np.inf else int(end_s / pace * rate)
+                clip = faded(clip[begin:end], int(FADE_S * rate))
             if at is None:
                 inside = rng.random() < flow.inside or len(clip) > size
                 lead = -rng.random() * len(clip) if inside else rng.uniform(*flow.lead_s) * rate
@@ -94,11 +119,13 @@ class Utterances:
             gain = 10 ** (rng.uniform(*a.gain_db) / 20)
             wav[first:last] += clip[first - at : last - at] * np.float32(gain)
             shift_s = at / rate
-            words += [(w, s / pace + shift_s, e / pace + shift_s) for w, s, e in row.words]
+            for word, start_s, end_s in said:
+                where = (start_s - begin_s) / pace + shift_s, (end_s - begin_s) / pace + shift_s
+                words.append((word, *where))
             if not row.words:
                 unknown.append((first // hop, -(-last // hop)))
             if features is not None and pack.features is not None:
-                self.teach(features, pack, row, at, pace, len(clip))
+                self.teach(features, pack, row, at, pace, len(clip), begin)
             gap = 0.0 if rng.random() < flow.tight else rng.uniform(*flow.gap_s)
             if flow.rest and rng.random() < flow.rest:
                 gap = rng.uniform(*flow.rest_s)
@@ -140,9 +167,17 @@ class Utterances:
         return row
 
     def teach(
-        self, features: np.ndarray, pack: Pack, row: Row, at: int, pace: float, samples: int
+        self,
+        features: np.ndarray,
+        pack: Pack,
+        row: Row,
+        at: int,
+        pace: float,
+        samples: int,
+        begin: int = 0,
     ) -> None:
-        """The teacher's rows of a clip that lies at sample `at`, between its own frames."""
+        """The teacher's rows of a clip that lies at sample `at`, between its own frames; of `begin`
+        samples it was cut at its front."""
         assert pack.features is not None
         hop, frames = pack.frame_samples, len(features)
         first, last = max(-(-at // hop), 0), min((at + samples) // hop, frames)
@@ -150,7 +185,7 @@ class Utterances:
             return
         base = row.offset // hop
         own = np.asarray(pack.features[base : base + row.frames], np.float32)
-        place = ((np.arange(first, last) + 0.5) * hop - at) * pace / hop - 0.5
+        place = ((np.arange(first, last) + 0.5) * hop - at + begin) * pace / hop - 0.5
         place = np.clip(place, 0, len(own) - 1)
         low = np.minimum(place.astype(int), len(own) - 1)
         high = np.minimum(low + 1, len(own) - 1)

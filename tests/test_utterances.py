@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +85,41 @@ def test_words_lie_where_they_sound(folder: Path, tiny_text: Text) -> None:
             assert loud(scene.wav, start_s - 0.1, start_s - 0.01) < 0.01
             assert end_s - start_s == pytest.approx(0.4, rel=0.2)
     assert seen > 15
+
+
+def test_excerpts_are_words_in_a_row_cut_between_them(tmp_path: Path, tiny_text: Text) -> None:
+    names, pcm = ["one", "two", "three", "four"], np.zeros(20 * FRAME, np.int16)
+    words = [[name, 0.2 + 0.3 * i, 0.4 + 0.3 * i] for i, name in enumerate(names)]
+    for i, (_, start_s, end_s) in enumerate(words):
+        span = slice(round(start_s * RATE), round(end_s * RATE))
+        pcm[span] = 4000 * (i + 1)  # so loud is this word
+    row = {"id": "0", "kind": "world", "words": words, "samples": len(pcm), "offset_samples": 0}
+    (tmp_path / "index.jsonl").write_text(json.dumps(row))
+    pcm.tofile(tmp_path / "pcm.i16")
+    flow = Flow(inside=0, tight=0, gap_s=(0.3, 0.3), excerpt=0.8)
+    utterances = Utterances([Source(str(tmp_path))], tiny_text, flow, PLAIN)
+    rng, lengths = np.random.default_rng(0), set()
+    for _ in range(20):
+        scene = utterances.window(100, rng)
+        whole = [(names.index(w), s, e) for w, s, e in scene.words if e <= 8]
+        for i, start_s, end_s in whole:
+            inside = loud(scene.wav, start_s + 0.01, end_s - 0.01)
+            assert inside == pytest.approx(4000 * (i + 1) / 32768, rel=0.01)
+        spoken_s = sum(min(e, 8) - min(s, 8) for _, s, e in scene.words)
+        assert (scene.wav != 0).sum() / RATE == pytest.approx(spoken_s, abs=0.01)
+        run = 1
+        for (i, *_), (j, *_) in pairwise(whole):
+            lengths.add(run)
+            run = run + 1 if j == i + 1 else 1
+    assert lengths >= {1, 2, 3, 4}
+
+
+def test_a_cut_clip_keeps_the_teachers_rows(folder: Path, tiny_text: Text) -> None:
+    utterances = Utterances([Source(str(folder))], tiny_text, Flow(), PLAIN)
+    pack = utterances.packs[0]
+    features = np.zeros((30, 3), np.float32)
+    utterances.teach(features, pack, pack.rows[0], 5 * FRAME, 1.0, 10 * FRAME, 4 * FRAME)
+    assert features[5:15, 0].tolist() == list(range(5, 15))
 
 
 def test_rows_of_starts_and_of_spans(folder: Path, tiny_text: Text) -> None:
