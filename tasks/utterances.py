@@ -105,7 +105,7 @@ class Utterances:
             if rng.random() < a.speed_share and not row.kind.startswith(flow.own):
                 pace = rng.uniform(*a.speed)
                 clip = resample(clip, pace)
-            begin, begin_s, said = 0, 0.0, row.words
+            begin, said = 0, row.words
             if flow.excerpt and said and rng.random() < flow.excerpt:
                 begin_s, end_s, said = excerpt(said, rng)
                 begin = int(begin_s / pace * rate)
@@ -118,10 +118,8 @@ class Utterances:
             first, last = max(at, 0), min(at + len(clip), size)
             gain = 10 ** (rng.uniform(*a.gain_db) / 20)
             wav[first:last] += clip[first - at : last - at] * np.float32(gain)
-            shift_s = at / rate
-            for word, start_s, end_s in said:
-                where = (start_s - begin_s) / pace + shift_s, (end_s - begin_s) / pace + shift_s
-                words.append((word, *where))
+            shift_s = (at - begin) / rate
+            words += [(w, s / pace + shift_s, e / pace + shift_s) for w, s, e in said]
             if not row.words:
                 unknown.append((first // hop, -(-last // hop)))
             if features is not None and pack.features is not None:
@@ -176,8 +174,8 @@ class Utterances:
         samples: int,
         begin: int = 0,
     ) -> None:
-        """The teacher's rows of a clip that lies at sample `at`, between its own frames; of `begin`
-        samples it was cut at its front."""
+        """The teacher's rows of a clip that lies at sample `at`, between its own frames; `begin`
+        samples were cut off its front."""
         assert pack.features is not None
         hop, frames = pack.frame_samples, len(features)
         first, last = max(-(-at // hop), 0), min((at + samples) // hop, frames)

@@ -55,7 +55,8 @@ train decoder moshi &
 train hear moshi
 wait
 train lm $two
-# A little longer with more dialogue, then the mean of both: better than either.
+# A little longer with more dialogue, then the mean of both: better than either, where
+# the second run is short (LOG.md has one where it was not).
 [ -d runs/last/model ] || $two train "$here/lm.yaml" --resume --set model.model=runs/lm/model \
     --set run.output=runs/last --set minutes=15 --set lr=8e-4 --set ema=0.99 --set tasks.chat=1.6
 [ -d runs/mean ] || python "$here/mean.py" runs/lm/model runs/last/model runs/mean
