@@ -8,6 +8,7 @@ processes changes nothing but the order of additions.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,6 +26,7 @@ from moshi_cli.core.errors import MoshiError
 from moshi_cli.core.lm import MoshiLm
 from moshi_cli.core.losses import LmWeights, join_shifted, lm_loss, lm_mass
 from moshi_cli.core.streams import FRAME_HZ, ZERO, Shifted
+from moshi_cli.core.text import PAD
 from moshi_cli.tasks import parallel
 from moshi_cli.tasks.mixture import Mixture, Takes
 from moshi_cli.tasks.randomness import generator_of, pick
@@ -34,6 +36,8 @@ from moshi_cli.tasks.stages import LmStage, Source
 from moshi_cli.tasks.workers import Ahead
 
 log = logging.getLogger(__name__)
+
+RUN = 6  # frames of the longest gap in what is heard
 
 
 @dataclass
@@ -168,20 +172,43 @@ class LmObjective:
             if letters is not None:  # what is about to be spoken only the text could tell
                 letters = letters.clone()
                 letters[untold, PER_FRAME:] = UNKNOWN
-        seen = Shifted(torch.where(hide, ZERO, s.inputs), s.targets, mask, s.residual)
+        inputs = s.inputs
+        if stage.doubt:
+            inputs = self.doubted(s, hide, generator)
+        gaps = hide.new_zeros(B, S)
+        if stage.gaps:
+            gaps = runs(B, S, stage.gaps, generator)
+            given = ~s.mask[:, 1:].any(2)  # [B, K - 1]
+            hide[:, 1:] |= given[..., None] & gaps[:, None]
+        seen = Shifted(torch.where(hide, ZERO, inputs), s.targets, mask, s.residual)
         if s.residual is not None:
-            seen = replace(seen, residual=self.dulled(s, narrowed, generator))
+            seen = replace(seen, residual=self.dulled(s, narrowed, gaps, generator))
         return replace(batch, shifted=seen, letters=letters)
 
-    def dulled(self, shifted: Shifted, narrowed: Tensor, generator: torch.Generator) -> Tensor:
-        """What codes leave of the given voice, hidden in some frames as they are, and in all where
-        a part of the codes is hidden throughout (narrowed bool[B, K, 1]): zeros are what a model
-        hears that is given codes alone."""
+    def doubted(self, shifted: Shifted, hide: Tensor, generator: torch.Generator) -> Tensor:
+        """The inputs, some words of items that make no voice replaced by others; as many more are
+        marked in `hide` bool[B, K, S]."""
+        text = shifted.inputs[:, 0]
+        made = shifted.mask[:, 1 : 1 + self.lm.config.dep_q].flatten(1).any(1)  # [B]
+        draw = torch.rand(text.shape, generator=generator)
+        words = (text > PAD) & (text < self.lm.config.text_vocab)  # the start is none
+        doubt = words & (draw < self.stage.doubt) & ~made[:, None]
+        other = torch.randint(PAD + 1, self.lm.config.text_vocab, text.shape, generator=generator)
+        taken = doubt & (draw < self.stage.doubt / 2)
+        hide[:, 0] |= doubt & ~taken
+        return torch.cat([torch.where(taken, other, text)[:, None], shifted.inputs[:, 1:]], 1)
+
+    def dulled(
+        self, shifted: Shifted, narrowed: Tensor, gaps: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        """What codes leave of the given voice, hidden in some frames as they are (in all of gaps
+        bool[B, S]), and everywhere if a part of the codes is hidden throughout (narrowed
+        bool[B, K, 1]): zeros are what a model hears that is given codes alone."""
         assert shifted.residual is not None
         B, R, S = shifted.residual.shape
         hide = torch.rand(B, 2, S, generator=generator) < self.stage.hide
         given = ~shifted.mask.any(2)  # [B, K]
-        hide |= (narrowed[..., 0] & given).any(1)[:, None, None]
+        hide |= (narrowed[..., 0] & given).any(1)[:, None, None] | gaps[:, None]
         return shifted.residual.masked_fill(hide.repeat_interleave(R // 2, 1), 0)
 
     def narrowed(self, batch: LmBatch, generator: torch.Generator) -> Tensor:
@@ -238,6 +265,17 @@ class LmObjective:
         if drawn.family:
             metrics = {f"{drawn.family}/{k}": v for k, v in metrics.items()}
         return metrics | {"tokens": float(drawn.tokens), "audio_s": drawn.audio_s}
+
+
+def runs(batch: int, frames: int, share: float, generator: torch.Generator) -> Tensor:
+    """bool[B, S]: frames within runs of 2 to 6, which cover about `share` (< 1) of all."""
+    lengths = torch.randint(2, RUN + 1, (batch, frames), generator=generator)
+    odds = -math.log1p(-share) * 2 / (2 + RUN)  # runs may overlap
+    lengths *= torch.rand(batch, frames, generator=generator) < odds
+    inside = lengths > 0
+    for late in range(1, RUN):
+        inside[:, late:] |= lengths[:, :-late] > late
+    return inside
 
 
 def compile_layers(lm: MoshiLm) -> None:

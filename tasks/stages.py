@@ -192,6 +192,9 @@ class LmStage(Stage):
     deaf: float = 0.0  # … that the voice it makes is not seen at all for an item: text must do
     untold: float = 0.0  # … that it makes a voice without seeing any text: what guidance leaves
     hide_text: float = 0.0  # … that a text token is not seen
+    doubt: float = 0.0  # … that a word's is not, or seen as another (half of each), where no voice
+    # is made: what is heard must do, not what followed such words in training
+    gaps: float = 0.0  # part of a given voice that is not heard at all, in runs of 2 to 6 frames
     spelled_by: int = 3  # lower layers that the loss `letters` teaches (see spelling.py)
     depth_share: float = 1.0  # part of the frames on which the depth transformer learns
     compile: bool = False  # the temporal layers are compiled, for each of `shapes`

@@ -28,7 +28,7 @@ from moshi_cli.tasks import optimizers
 from moshi_cli.tasks.cache import Cache, Clip, Variant, write_cache
 from moshi_cli.tasks.data import Pack, Windows
 from moshi_cli.tasks.finetune import prepare
-from moshi_cli.tasks.lm_objective import LmObjective
+from moshi_cli.tasks.lm_objective import LmObjective, runs
 from moshi_cli.tasks.objectives import CodecObjective
 from moshi_cli.tasks.optimizers import orthogonalized
 from moshi_cli.tasks.samples import Samples
@@ -179,6 +179,47 @@ def test_a_deaf_voice_has_text_alone(cache: Path, tiny_text: Text) -> None:
     for row, task in zip(narrowed.shifted.inputs, narrowed.names, strict=True):
         assert (row[1:5] >= 0).any(1).all() == (task == "asr") or (row[4] < 0).any()
         assert (row[1] >= 0).any()
+
+
+def test_words_are_doubted_where_no_voice_is_made(cache: Path, tiny_text: Text) -> None:
+    stage = lm_stage(cache, hide=0.0, shapes=(Shape(8.0, 64),))
+    plain, doubted = (
+        lm_objective(replace(stage, doubt=p), cache, tiny_text).draw(0).batches[0]
+        for p in (0.0, 0.8)
+    )
+    assert torch.equal(plain.shifted.targets, doubted.shifted.targets)
+    assert torch.equal(plain.shifted.inputs[:, 1:], doubted.shifted.inputs[:, 1:])
+    hears = torch.tensor([task == "asr" for task in plain.names])[:, None]
+    told, seen = plain.shifted.inputs[:, 0], doubted.shifted.inputs[:, 0]
+    words = hears & (told > PAD) & (told < TINY_LM.text_vocab)
+    assert torch.equal(told[~words], seen[~words])
+    assert 0.3 < float((seen[words] == ZERO).float().mean()) < 0.5
+    assert 0.3 < float(((seen[words] > PAD) & (seen[words] != told[words])).float().mean()) < 0.5
+
+
+def test_gaps_are_in_what_is_heard(cache: Path, tiny_text: Text) -> None:
+    stage = lm_stage(cache, hide=0.0, shapes=(Shape(8.0, 16),))
+    plain, gappy = (
+        lm_objective(replace(stage, gaps=p), cache, tiny_text).draw(0).batches[0]
+        for p in (0.0, 0.4)
+    )
+    for row, task in enumerate(plain.names):
+        told, seen = plain.shifted.inputs[row], gappy.shifted.inputs[row]
+        heard = {"asr": slice(1, 5), "chat": slice(5, 9), "tts": slice(0, 0)}[task]
+        lost = (told != seen).any(0)
+        assert torch.equal(told[:, ~lost], seen[:, ~lost])
+        assert (seen[heard][:, lost] == ZERO).all()  # all codes of a frame at once
+        rest = torch.ones(len(told), dtype=torch.bool)
+        rest[heard] = False
+        assert torch.equal(told[rest], seen[rest])
+        assert bool(lost.any()) == (task != "tts")
+
+
+def test_gaps_cover_what_was_asked_for() -> None:
+    inside = runs(64, 1000, 0.2, torch.Generator().manual_seed(0))
+    assert 0.18 < float(inside.float().mean()) < 0.22
+    alone = inside[:, 1:-1] & ~inside[:, :-2] & ~inside[:, 2:]
+    assert not alone.any()
 
 
 def test_an_untold_voice_has_sound_alone(cache: Path, tiny_text: Text) -> None:
