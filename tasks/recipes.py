@@ -21,7 +21,7 @@ import yaml
 from moshi_cli.core.errors import UsageError
 from moshi_cli.tasks.documents import Document, assign, nearest, overlay, read
 from moshi_cli.tasks.moshi_finetune import translated
-from moshi_cli.tasks.stages import LOSSES, STAGES, Stage
+from moshi_cli.tasks.stages import LOSSES, SHARES, STAGES, Stage
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,11 @@ def check(recipe: Recipe, document: Document) -> None:
     for key, least in {"lr": 0.0, "weight_decay": 0.0, "clip": 0.0, "muon": 0.0}.items():
         if not getattr(stage, key) >= least:
             raise UsageError(f"{document.place((key,))}: {key} must not be negative")
+    for key in SHARES:
+        if not 0 <= getattr(stage, key, 0.0) <= 1:
+            raise UsageError(f"{document.place((key,))}: {key} must be from 0 to 1")
+    if getattr(stage, "gaps", 0.0) == 1:
+        raise UsageError(f"{document.place(('gaps',))}: gaps must leave something to hear")
     for key in ("accumulate", "steps"):
         if getattr(stage, key) < 1:
             raise UsageError(f"{document.place((key,))}: {key} must be at least 1")

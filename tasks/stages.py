@@ -207,6 +207,10 @@ class LmStage(Stage):
     casting: Casting = Casting()  # of sources of the form "takes"
 
 
+SHARES = (  # what cannot be less than 0 or more than 1
+    "dropout", "ema", "hide", "narrow", "narrow_given", "deaf", "untold", "hide_text", "doubt", "gaps",
+    "depth_share",
+)  # fmt: skip
 LOSSES: dict[type[Stage], tuple[str, ...]] = {  # what the weights are for
     CodecStage: (
         "mel", "stft", "wave", "adversarial", "feature", "listener", "distillation",
