@@ -208,8 +208,8 @@ class LmStage(Stage):
 
 
 SHARES = (  # what cannot be less than 0 or more than 1
-    "dropout", "ema", "hide", "narrow", "narrow_given", "deaf", "untold", "hide_text", "doubt", "gaps",
-    "depth_share",
+    "dropout", "ema", "hide", "narrow", "narrow_given", "deaf", "untold", "hide_text", "doubt",
+    "gaps", "depth_share",
 )  # fmt: skip
 LOSSES: dict[type[Stage], tuple[str, ...]] = {  # what the weights are for
     CodecStage: (
