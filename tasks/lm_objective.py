@@ -186,13 +186,14 @@ class LmObjective:
         return replace(batch, shifted=seen, letters=letters)
 
     def doubted(self, shifted: Shifted, hide: Tensor, generator: torch.Generator) -> Tensor:
-        """The inputs, some words of items that make no voice replaced by others; as many more are
-        marked in `hide` bool[B, K, S]."""
+        """The inputs, some words of items that only hear a voice replaced by others; as many more
+        are marked in `hide` bool[B, K, S]. Text alone is left as it is."""
         text = shifted.inputs[:, 0]
         made = shifted.mask[:, 1 : 1 + self.lm.config.dep_q].flatten(1).any(1)  # [B]
+        hears = (shifted.inputs[:, 1:] >= 0).flatten(1).any(1) & ~made
         draw = torch.rand(text.shape, generator=generator)
         words = (text > PAD) & (text < self.lm.config.text_vocab)  # the start is none
-        doubt = words & (draw < self.stage.doubt) & ~made[:, None]
+        doubt = words & (draw < self.stage.doubt) & hears[:, None]
         other = torch.randint(PAD + 1, self.lm.config.text_vocab, text.shape, generator=generator)
         taken = doubt & (draw < self.stage.doubt / 2)
         hide[:, 0] |= doubt & ~taken

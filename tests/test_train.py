@@ -195,6 +195,13 @@ def test_words_are_doubted_where_no_voice_is_made(cache: Path, tiny_text: Text) 
     assert torch.equal(told[~words], seen[~words])
     assert 0.3 < float((seen[words] == ZERO).float().mean()) < 0.5
     assert 0.3 < float(((seen[words] > PAD) & (seen[words] != told[words])).float().mean()) < 0.5
+    alone = plain.shifted.inputs.clone()
+    alone[:, 1:] = ZERO  # text without a voice to hear
+    hide = torch.zeros_like(alone, dtype=torch.bool)
+    sure = lm_objective(replace(stage, doubt=1.0), cache, tiny_text)
+    kept = sure.doubted(replace(plain.shifted, inputs=alone), hide, torch.Generator())
+    assert torch.equal(kept, alone)
+    assert not hide.any()
 
 
 def test_gaps_are_in_what_is_heard(cache: Path, tiny_text: Text) -> None:
