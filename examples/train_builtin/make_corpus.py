@@ -2,7 +2,8 @@
 
 Writes OUT/*.flac and OUT/manifest.jsonl, a row per clip. Kinds are interleaved, so that it can be
 stopped at any time; the same command goes on where it stopped. One process uses one core: start
-one per core with another OUT and another seed.
+one per core with another OUT and another seed. With --seldom CORPORA, open sentences are of words
+that those and this one have spoken seldom.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 from engines import ENGINES, RATE, Spoken
+from sentences import Seldom
 from world import sentence
 
 LEVEL = 10 ** (-23 / 20)
@@ -51,6 +53,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--minutes", nargs="+", required=True, metavar="KIND=MINUTES")
     parser.add_argument("--engines", nargs="+", default=["kokoro=1"], metavar="NAME=SHARE")
+    parser.add_argument("--seldom", type=Path, nargs="+", metavar="CORPUS")
     args = parser.parse_args()
     minutes, mix = shares(args.minutes), shares(args.engines)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -63,6 +66,10 @@ def main() -> None:
     for row in rows:
         seconds[row["kind"]] += row["end"]
         spent[row["kind"], row["engine"]] += row["end"]
+    seldom = None
+    if args.seldom:
+        earlier = [json.loads(x) for path in args.seldom for x in (path / "manifest.jsonl").open()]
+        seldom = Seldom(row.get("text", "") for row in earlier + rows)
     engines: dict = {}
     begun, rejected, made_s = time.time(), 0, 0.0
     with manifest.open("a") as out:
@@ -72,7 +79,10 @@ def main() -> None:
             if name not in engines:
                 engines[name] = ENGINES[name]()
             rng = random.Random(f"{args.seed}-{clip}")
-            text, pair = sentence(rng, kind, turns[kind], str(args.seed))
+            if seldom and kind.endswith("open"):
+                text, pair = seldom.sentence(rng), None
+            else:
+                text, pair = sentence(rng, kind, turns[kind], str(args.seed))
             speak = engines[name].own if kind.startswith("moshi-") else engines[name].random
             spoken: Spoken | None = speak(text, rng)
             clip += 1

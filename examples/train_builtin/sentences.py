@@ -14,7 +14,8 @@ import os
 import random
 import re
 import zlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 TEACHERS = Path(os.environ.get("TEACHERS", Path.home() / "teachers"))
@@ -95,9 +96,48 @@ def pool(source: str, split: str) -> tuple[str, ...]:
     return tuple(text for text in tidied if speakable(text) and split_of(text) == split)
 
 
+def any_source(rng: random.Random) -> str:
+    return rng.choices(list(SHARES), list(SHARES.values()))[0]
+
+
 def open_sentence(rng: random.Random, split: str = "train") -> str:
-    source = rng.choices(list(SHARES), list(SHARES.values()))[0]
-    return rng.choice(pool(source, split))
+    return rng.choice(pool(any_source(rng), split))
+
+
+def words_of(text: str) -> list[str]:
+    return re.findall(r"[a-z']+", text.lower())
+
+
+class Seldom:
+    """Open sentences of words that have been spoken seldom, for how often they are written.
+
+    Drawn at random, three in four words are among the thousand commonest, and a recogniser errs
+    on those that it has heard a few times. What one more hearing of a word is worth falls with
+    the hearings it has had, and fast once they are many.
+    """
+
+    DRAWS, MANY, PAUSE = 32, 100, 4
+
+    def __init__(self, spoken: Iterable[str]) -> None:
+        self.spoken = Counter(word for text in spoken for word in words_of(text))
+        every = (text for source in SHARES for text in pool(source, "train"))
+        self.written = Counter(word for text in every for word in words_of(text))
+
+    def worth(self, text: str) -> float:
+        """What hearing its words once more is worth, for the time it takes."""
+        words = words_of(text)
+        total = 0.0
+        for word in words:
+            heard = self.spoken[word]
+            total += self.written[word] / (1 + heard) * (1.0 if heard < self.MANY else 0.2)
+        return total / (self.PAUSE + len(words))  # as if so many words were silence
+
+    def sentence(self, rng: random.Random) -> str:
+        """The best of a few that are drawn; it counts as spoken from here on."""
+        texts = pool(any_source(rng), "train")
+        best = max(rng.choices(texts, k=self.DRAWS), key=self.worth)
+        self.spoken.update(words_of(best))
+        return best
 
 
 if __name__ == "__main__":
