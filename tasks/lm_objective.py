@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -28,6 +29,7 @@ from moshi_cli.core.losses import LmWeights, join_shifted, lm_loss, lm_mass
 from moshi_cli.core.streams import FRAME_HZ, ZERO, Shifted
 from moshi_cli.core.text import PAD
 from moshi_cli.tasks import parallel
+from moshi_cli.tasks.dropout import Dropout
 from moshi_cli.tasks.mixture import Mixture, Takes
 from moshi_cli.tasks.randomness import generator_of, pick
 from moshi_cli.tasks.samples import LmBatch, Samples
@@ -49,6 +51,7 @@ class Drawn:
     mass: Tensor  # float64[3]: sums of weights, of this process
     tokens: int  # targets
     audio_s: float
+    first: int = 0  # number of its first row in the step
 
 
 class LmStep(nn.Module):
@@ -116,6 +119,7 @@ class LmObjective:
                     setattr(module, "forward", again)  # noqa: B010
         if stage.compile:
             compile_layers(lm)
+        self.dropout = Dropout(lm.transformer.layers, stage.dropout) if stage.dropout else None
 
     def tensors(self) -> dict[str, Tensor]:
         return {}
@@ -145,7 +149,7 @@ class LmObjective:
         streams = slice(0, 1 + self.lm.config.dep_q)
         tokens = sum(int(b.shifted.mask[:, streams].sum()) for b in batches)
         heard = sum(int((b.shifted.inputs[:, 1:] >= 0).any(1).sum()) for b in batches)
-        return Drawn(family, batches, mass.sum(0), tokens, heard / FRAME_HZ)
+        return Drawn(family, batches, mass.sum(0), tokens, heard / FRAME_HZ, first)
 
     def mass(self, batch: LmBatch) -> Tensor:
         """Sums of weights of text, codes and letters. -> float64[3]"""
@@ -188,9 +192,7 @@ class LmObjective:
     def doubted(self, shifted: Shifted, hide: Tensor, generator: torch.Generator) -> Tensor:
         """The inputs, some words of items that only hear a voice replaced by others; as many more
         are marked in `hide` bool[B, K, S]. Text alone is left as it is."""
-        text = shifted.inputs[:, 0]
-        made = shifted.mask[:, 1 : 1 + self.lm.config.dep_q].flatten(1).any(1)  # [B]
-        hears = (shifted.inputs[:, 1:] >= 0).flatten(1).any(1) & ~made
+        text, hears = shifted.inputs[:, 0], self.hears(shifted)
         draw = torch.rand(text.shape, generator=generator)
         words = (text > PAD) & (text < self.lm.config.text_vocab)  # the start is none
         doubt = words & (draw < self.stage.doubt) & hears[:, None]
@@ -198,6 +200,20 @@ class LmObjective:
         taken = doubt & (draw < self.stage.doubt / 2)
         hide[:, 0] |= doubt & ~taken
         return torch.cat([torch.where(taken, other, text)[:, None], shifted.inputs[:, 1:]], 1)
+
+    def hears(self, shifted: Shifted) -> Tensor:
+        """Which items hear a voice and make none, bool[B]."""
+        made = shifted.mask[:, 1 : 1 + self.lm.config.dep_q].flatten(1).any(1)
+        return (shifted.inputs[:, 1:] >= 0).flatten(1).any(1) & ~made
+
+    def dropped(self, shifted: Shifted, step: int, first: int) -> AbstractContextManager[None]:
+        """Within this, layers drop out where no voice is made. first: number of the first row."""
+        if self.dropout is None:
+            return nullcontext()
+        rows = range(first, first + len(shifted.inputs))
+        return self.dropout.on(
+            self.hears(shifted), [generator_of(self.stage.seed, step, row, 1) for row in rows]
+        )
 
     def dulled(
         self, shifted: Shifted, narrowed: Tensor, gaps: Tensor, generator: torch.Generator
@@ -247,6 +263,7 @@ class LmObjective:
             values = [{"lag": lag} if lag in words else {} for lag in batch.lags]
             with (
                 parallel.quiet(self.engine, i + 1 < len(drawn.batches)),
+                self.dropped(s, step, drawn.first + sum(len(b.names) for b in drawn.batches[:i])),
                 torch.autocast(device.type, torch.bfloat16, enabled=self.stage.bf16),
             ):
                 moved = (

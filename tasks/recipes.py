@@ -21,7 +21,7 @@ import yaml
 from moshi_cli.core.errors import UsageError
 from moshi_cli.tasks.documents import Document, assign, nearest, overlay, read
 from moshi_cli.tasks.moshi_finetune import translated
-from moshi_cli.tasks.stages import LOSSES, SHARES, STAGES, Stage
+from moshi_cli.tasks.stages import LOSSES, SHARES, STAGES, LmStage, Stage
 
 
 @dataclass(frozen=True)
@@ -113,8 +113,9 @@ def check(recipe: Recipe, document: Document) -> None:
     for key in SHARES:
         if not 0 <= getattr(stage, key, 0.0) <= 1:
             raise UsageError(f"{document.place((key,))}: {key} must be from 0 to 1")
-    if getattr(stage, "gaps", 0.0) == 1:
-        raise UsageError(f"{document.place(('gaps',))}: gaps must leave something to hear")
+    for key, rest in {"gaps": "to hear", "dropout": "of a layer"}.items():
+        if isinstance(stage, LmStage) and getattr(stage, key) == 1:
+            raise UsageError(f"{document.place((key,))}: {key} must leave something {rest}")
     for key in ("accumulate", "steps"):
         if getattr(stage, key) < 1:
             raise UsageError(f"{document.place((key,))}: {key} must be at least 1")

@@ -195,6 +195,7 @@ class LmStage(Stage):
     doubt: float = 0.0  # … that a word's is not, or seen as another (half of each), where no voice
     # is made: what is heard must do, not what followed such words in training
     gaps: float = 0.0  # part of a given voice that is not heard at all, in runs of 2 to 6 frames
+    dropout: float = 0.0  # part of what each layer adds that is left out, where no voice is made
     spelled_by: int = 3  # lower layers that the loss `letters` teaches (see spelling.py)
     depth_share: float = 1.0  # part of the frames on which the depth transformer learns
     compile: bool = False  # the temporal layers are compiled, for each of `shapes`

@@ -84,6 +84,7 @@ def test_a_name_alone_is_a_recipe() -> None:
         ("stage: text\nhide: 1.5", ":2: hide must be from 0 to 1", ""),
         ("stage: codec\ndropout: -0.1", ":2: dropout must be from 0 to 1", ""),
         ("stage: text\ngaps: 1", ":2: gaps must leave something to hear", ""),
+        ("stage: text\ndropout: 1", ":2: dropout must leave something of a layer", ""),
         ("stage: text\nlr: -1", "lr must not be negative", ""),
         ("stage: text\nrun: {parallel: ddq}", "cannot be 'ddq'", "'ddp'"),
         ("stage: text\nmodel: {lm: {n_q: 2}}", "only a preset's shape", "model.preset"),

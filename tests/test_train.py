@@ -229,6 +229,33 @@ def test_gaps_cover_what_was_asked_for() -> None:
     assert not alone.any()
 
 
+def test_layers_drop_out_where_no_voice_is_made(cache: Path, tiny_text: Text) -> None:
+    stage = lm_stage(cache, shapes=(Shape(8.0, 12),), dropout=0.5)
+    objective = lm_objective(stage, cache, tiny_text)
+    batch = objective.draw(0).batches[0]
+    s = batch.shifted
+    with torch.no_grad():
+        plain, _ = objective.lm.temporal(s.inputs)
+        with objective.dropped(s, 0, 0):
+            thin, _ = objective.lm.temporal(s.inputs)
+        with objective.dropped(s, 0, 0):
+            again, _ = objective.lm.temporal(s.inputs)
+    assert torch.equal(thin, again)
+    changed = [not torch.equal(a, b) for a, b in zip(plain, thin, strict=True)]
+    assert changed == [task == "asr" for task in batch.names]
+    assert True in changed and False in changed
+
+
+def test_a_step_with_dropout_is_the_same_in_parts(cache: Path, tiny_text: Text) -> None:
+    losses = []
+    for batch, accumulate in ((8, 1), (2, 4)):
+        stage = lm_stage(cache, shapes=(Shape(4.0, batch),), dropout=0.3)
+        objective = lm_objective(replace(stage, accumulate=accumulate), cache, tiny_text)
+        torch.manual_seed(0)
+        losses.append(objective.backward(0, 0.0)["loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
 def test_an_untold_voice_has_sound_alone(cache: Path, tiny_text: Text) -> None:
     stage = lm_stage(cache, hide=0.0, untold=1.0, losses={"text": 1.0, "letters": 1.0})
     objective = lm_objective(replace(stage, spelled_by=2), cache, tiny_text)

@@ -111,7 +111,7 @@ def words_of(text: str) -> list[str]:
 class Seldom:
     """Open sentences of words that have been spoken seldom, for how often they are written.
 
-    Drawn at random, three in four words are among the thousand commonest, and a recogniser errs
+    Drawn at random, four in five words are among the thousand commonest, and a recogniser errs
     on those that it has heard a few times. What one more hearing of a word is worth falls with
     the hearings it has had, and fast once they are many.
     """
