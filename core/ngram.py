@@ -1,7 +1,8 @@
 """A language model of n-grams over text tokens: what is usually said, for the search (search.py).
 
 Interpolated Kneser-Ney probabilities as a table that backs off: an n-gram that is in the table has
-its own value, another one that of its last n - 1 tokens and the weight of its history. Keys are
+its own value, another one that of its last n - 1 tokens and the weight of its history. The words of
+the text stand beside it: others are much less likely, which a few pieces do not tell. Keys are
 hashes of 32 bits: of a million entries, one look-up in four thousand finds what is not there.
 """
 
@@ -19,7 +20,10 @@ from torch import Tensor
 
 from moshi_cli.core.errors import ModelError
 from moshi_cli.core.sampling import mix
+from moshi_cli.core.text import EOS, PAD
 
+UNKNOWN = 10.0  # nats by which a piece that makes no word of the text is less likely
+PIECES = 7  # of a word, the last of which are looked at; a longer word counts as known
 BESIDE = 0.2  # the rest of it keeps what else is said as probable as it was, or nearly
 NOTHING = -1  # a place in the past before anything was said
 PARTS = {"keys": 0, "values": 0, "histories": 1, "weights": 1}  # file's tensors, by what they list
@@ -55,24 +59,63 @@ class Listed:
         return torch.where(there, self.values[at], 0.0), there
 
 
+@dataclass
+class Words:
+    """The words of a text, and what they begin with, piece by piece."""
+
+    begins: Tensor  # bool[V], whether a token begins a word
+    known: Tensor  # int32 [M], rising: keys of beginnings, and of words with EOS behind them
+
+    def unknown(self, past: Tensor, tokens: Tensor) -> Tensor:
+        """past long[R, n], tokens long[R, k] -> bool[R, k]: it makes, or leaves behind, no word."""
+        key, inside = torch.zeros_like(past[:, 0]), torch.zeros_like(past[:, 0], dtype=torch.bool)
+        for token in past.unbind(1):
+            first = self.begin(token)
+            key = fold(torch.where(first, 0, key), token)
+            inside = first | (inside & (token > PAD))
+        first, key, inside = self.begin(tokens), key[:, None], inside[:, None]
+        ends = self.has(fold(key, torch.full_like(key, EOS)))
+        broken = inside & self.has(key) & ~ends
+        new = ~self.has(fold(torch.where(first, 0, key), tokens))
+        return torch.where(first, broken | new, inside & new)
+
+    def begin(self, tokens: Tensor) -> Tensor:
+        """Which tokens, long[...], begin a word; those beyond the vocabulary do not."""
+        last = len(self.begins) - 1
+        return self.begins[tokens.clamp(0, last)] & (tokens >= 0) & (tokens <= last)
+
+    def has(self, key: Tensor) -> Tensor:
+        """Which keys, long[...], are of the text."""
+        wanted = brief(key)
+        at = torch.searchsorted(self.known, wanted).clamp(max=len(self.known) - 1)
+        return self.known[at] == wanted
+
+
 class NGram:
     """log p(token | the tokens before it) over a vocabulary: by its own table, or by it and, for a
     share of `BESIDE`, by another one."""
 
     def __init__(
-        self, order: int, size: int, grams: Listed, histories: Listed, beside: NGram | None = None
+        self,
+        order: int,
+        size: int,
+        grams: Listed,
+        histories: Listed,
+        beside: NGram | None = None,
+        words: Words | None = None,
     ):
         self.order, self.size, self.grams, self.histories = order, size, grams, histories
-        self.beside = beside
+        self.beside, self.words = beside, words
 
     @property
     def context(self) -> int:
         """How many tokens before one count."""
-        return max(self.order - 1, self.beside.context if self.beside else 0)
+        own = max(self.order - 1, PIECES if self.words else 0)
+        return max(own, self.beside.context if self.beside else 0)
 
     def mixed(self, beside: NGram) -> NGram:
         """With another one beside; their files stay apart."""
-        return NGram(self.order, self.size, self.grams, self.histories, beside)
+        return NGram(self.order, self.size, self.grams, self.histories, beside, self.words)
 
     def to(self, device: torch.device | str) -> NGram:
         """The same on a device."""
@@ -80,7 +123,10 @@ class NGram:
             Listed(t.keys.to(device), t.values.to(device)) for t in (self.grams, self.histories)
         )
         beside = None if self.beside is None else self.beside.to(device)
-        return NGram(self.order, self.size, grams, histories, beside)
+        words = self.words
+        if words is not None:
+            words = Words(words.begins.to(device), words.known.to(device))
+        return NGram(self.order, self.size, grams, histories, beside, words)
 
     def __call__(self, past: Tensor, tokens: Tensor) -> Tensor:
         """past long[R, context or more] (newest last, NOTHING before the first), tokens long[R, k]
@@ -101,6 +147,8 @@ class NGram:
                 key, before = fold(key, token[:, None]), fold(before, token[:, None])
             value, there = self.grams.find(fold(key, tokens))
             score = torch.where(there, value, score + self.histories.find(before)[0])
+        if self.words is not None:
+            score = score - UNKNOWN * self.words.unknown(past[:, -PIECES:], tokens)
         return score
 
     def save(self, path: Path) -> None:
@@ -110,6 +158,8 @@ class NGram:
             name: (tables[i].keys if name in ("keys", "histories") else tables[i].values.half())
             for name, i in PARTS.items()
         }
+        if self.words is not None:
+            tensors |= {"words": self.words.known, "begins": self.words.begins}
         facts = {"order": str(self.order), "size": str(self.size)}
         part = path.with_name(f"{path.name}.tmp.{os.getpid()}")  # whole or absent
         save_file({k: v.contiguous().cpu() for k, v in tensors.items()}, str(part), facts)
@@ -123,11 +173,17 @@ def load_ngram(path: Path, device: torch.device | str = "cpu") -> NGram:
         with safe_open(str(path), "pt") as file:
             facts = file.metadata() or {}
             keys, values, histories, weights = (file.get_tensor(name) for name in PARTS)
+            words = None
+            if "words" in file.keys():
+                words = Words(file.get_tensor("begins"), file.get_tensor("words"))
         order, size = int(facts["order"]), int(facts["size"])
     except Exception as error:
         raise ModelError(f"{path}: not n-grams of a language ({error})") from None
     grams, before = Listed(keys, values.float()), Listed(histories, weights.float())
     fit = len(keys) == len(values) and len(histories) == len(weights) and len(keys) > 0
+    if words is not None:
+        fit &= len(words.begins) == size and words.begins.dtype == torch.bool
+        fit &= len(words.known) > 0 and words.known.dtype == torch.int32
     if not (fit and 1 <= order <= 9 and keys.dtype == histories.dtype == torch.int32):
         raise ModelError(f"{path}: not n-grams of a language (its tables do not fit)")
-    return NGram(order, size, grams, before).to(device)
+    return NGram(order, size, grams, before, words=words).to(device)

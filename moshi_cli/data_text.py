@@ -64,9 +64,12 @@ def ngrams(
     json: Json = False,
     log: LogOptions,
 ) -> None:
-    """Count n-grams of text tokens, for the search of `moshi asr`; a sentence is a line."""
+    """Count n-grams of text tokens, for the search of `moshi asr`; a sentence is a line.
+
+    The words of the text are kept, too: the search finds others much less likely.
+    """
     from moshi_cli.core.text import Text
-    from moshi_cli.tasks.ngrams import bare, count, sentences
+    from moshi_cli.tasks.ngrams import bare, count, sentences, words_of
     from moshi_cli.tasks.texts import documents, text_files
 
     console = log.console("data ngrams")
@@ -78,7 +81,9 @@ def ngrams(
     lines = (line for text in documents(text_files(inputs), key) for line in text.splitlines())
     if no_punctuation:
         lines = (bare(line) for line in lines)
-    made = count(sentences(lines, pieces), order, pieces.size, minima)
+    rows = sentences(lines, pieces)
+    made = count(rows, order, pieces.size, minima)
+    made.words = words_of(rows, pieces)
     output.parent.mkdir(parents=True, exist_ok=True)
     made.save(output)
     if json:

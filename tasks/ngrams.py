@@ -6,13 +6,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from moshi_cli.core.errors import InputError
-from moshi_cli.core.ngram import Listed, NGram, brief, fold, seed
-from moshi_cli.core.text import BOS, EOS, Text
+from moshi_cli.core.ngram import Listed, NGram, Words, brief, fold, seed
+from moshi_cli.core.text import BOS, EOS, PAD, WORD_START, Text
 
 DISCOUNT = 0.75
 EDGES = re.compile(r"^[\W_]+|[\W_]+$")
@@ -36,6 +38,24 @@ def sentences(texts: Iterable[str], text: Text) -> list[list[int]]:
         if len(tokens) > 1:
             found.append([*tokens, EOS])
     return found
+
+
+def words_of(rows: Sequence[Sequence[int]], text: Text) -> Words | None:
+    """The words of token rows as `sentences` makes them; None for a tokenizer without words."""
+    pieces = [text.pieces.IdToPiece(token) for token in range(text.size)]
+    begins = torch.tensor([piece.startswith(WORD_START) for piece in pieces])
+    found: set[tuple[int, ...]] = set()
+    for row in rows:
+        first = [i for i, token in enumerate(row) if begins[token]]
+        found.update(tuple(row[a:b]) for a, b in pairwise([*first, len(row) - 1]))
+    if not found:
+        return None
+    words = [torch.tensor([*word, EOS]) for word in sorted(found)]
+    key, known = torch.zeros(len(words), dtype=torch.long), []
+    for token in pad_sequence(words, batch_first=True, padding_value=PAD).unbind(1):  # [N]
+        key = fold(key, token)
+        known.append(brief(key[token != PAD]))
+    return Words(begins, torch.cat(known).unique())
 
 
 def count(rows: Sequence[Sequence[int]], order: int, size: int, least: Sequence[int] = ()) -> NGram:

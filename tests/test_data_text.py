@@ -61,6 +61,7 @@ def test_ngrams(corpus: Path) -> None:
     assert (code, out) == (0, "n.safetensors\n") and "n-grams" in err
     made = load_ngram(Path("n.safetensors"))
     assert (made.order, made.size) == (3, Text("t.model").size)
+    assert made.words is not None and len(made.words.known) > 10
     code, out, _ = invoke(*args, "--least", "1,1,1", "--json")
     assert code == 0 and json.loads(out)["entries"] > len(made.grams.keys)
     code, _, err = invoke(*args, "--least", "two")

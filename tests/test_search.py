@@ -21,7 +21,7 @@ from moshi_cli.core.engine import Engine
 from moshi_cli.core.errors import InputError, ModelError, UsageError
 from moshi_cli.core.lm import MoshiLm
 from moshi_cli.core.mimi import Mimi
-from moshi_cli.core.ngram import BESIDE, NOTHING, NGram, load_ngram
+from moshi_cli.core.ngram import BESIDE, NOTHING, PIECES, UNKNOWN, NGram, Words, load_ngram
 from moshi_cli.core.presets import MOSHI_NANO
 from moshi_cli.core.search import HOLD, LIKELIEST, LOST, PAUSE, merged
 from moshi_cli.core.streams import ZERO, DelayPattern, Role, Task
@@ -29,7 +29,7 @@ from moshi_cli.core.text import BOS, EOS, EPAD, PAD, Text
 from moshi_cli.core.weights import Model
 from moshi_cli.tasks.asr import ASR, hearing_sampling, transcribe
 from moshi_cli.tasks.chat import CHAT
-from moshi_cli.tasks.ngrams import DISCOUNT, count, sentences
+from moshi_cli.tasks.ngrams import DISCOUNT, count, sentences, words_of
 
 FRAME = 1920
 SIZE = 12
@@ -113,11 +113,62 @@ def test_a_file_that_holds_no_ngrams(tmp_path: Path) -> None:
         load_ngram(tmp_path / "n")
     with pytest.raises(ModelError, match="not n-grams"):
         load_ngram(tmp_path / "missing")
+    made = count(ROWS, 2, SIZE)
+    made.words = Words(torch.ones(SIZE - 1, dtype=torch.bool), torch.tensor([1, 2]).int())
+    made.save(tmp_path / "n")
+    with pytest.raises(ModelError, match="do not fit"):
+        load_ngram(tmp_path / "n")
 
 
 def test_sentences_are_words_by_themselves(tiny_text: Text) -> None:
     (row,) = sentences(["one two", "  "], tiny_text)
     assert row == [BOS, *tiny_text.encode("one"), *tiny_text.encode("two"), EOS]
+
+
+def slow_unknown(words: list[list[int]], begins: set[int], past: list[int], token: int) -> bool:
+    """Whether a token makes something that no word begins with, or leaves a word unfinished."""
+    parts: list[list[int]] = [[]]  # of what was said, the last of which may go on
+    for t in past:
+        if t in begins or t in (NOTHING, BOS):
+            parts.append([])
+        parts[-1].append(t)
+    last = parts[-1] if parts[-1] and parts[-1][0] in begins else []
+
+    def begun(part: list[int]) -> bool:
+        return any(word[: len(part)] == part for word in words)
+
+    if token in begins:
+        return not begun([token]) or (bool(last) and begun(last) and last not in words)
+    return bool(last) and not begun([*last, token])
+
+
+def test_pieces_that_make_no_word(tiny_text: Text, tmp_path: Path) -> None:
+    said = ["seven", "eleven", "nine", "ninety"]
+    rows = sentences([" ".join(said), "nine"], tiny_text)
+    words = words_of(rows, tiny_text)
+    assert words is not None
+    tokens = [tiny_text.encode(word) for word in said]
+    begins = {t for t in range(tiny_text.size) if words.begins[t]}
+    assert {word[0] for word in tokens} <= begins
+    every = torch.arange(4, tiny_text.size)
+    pasts = [[BOS], [], [every[-1].item()], *([BOS, *w[:n]] for w in tokens for n in (1, 2, 9))]
+    pasts += [[*a, *b] for a in tokens for b in tokens]
+    for past in pasts:
+        past = past[-PIECES:]
+        found = words.unknown(past_of(past, PIECES), every[None])[0].tolist()
+        assert found == [slow_unknown(tokens, begins, past, int(t)) for t in every], past
+    plain, strict = (count(rows, 2, tiny_text.size) for _ in range(2))
+    strict.words = words
+    strict.save(tmp_path / "n")
+    again, past = load_ngram(tmp_path / "n"), past_of([BOS, *tokens[0]], PIECES)
+    assert again.context == PIECES
+    torch.testing.assert_close(
+        again(past, every[None]),
+        plain(past, every[None]) - UNKNOWN * words.unknown(past, every[None]),
+        atol=1e-2, rtol=0,
+    )  # fmt: skip
+    both = again.mixed(plain).to("cpu")
+    assert float(both(past, every[None]).min()) > float(again(past, every[None]).min()) + 1
 
 
 def test_the_same_words_are_one_hypothesis() -> None:
