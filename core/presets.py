@@ -114,12 +114,12 @@ TTS_075B = ModelConfig(
 
 # Words of the `lag` condition, frames: speak, converse, listen with more and more delay.
 LAGS = ("-8", "0", "4", "8", "16", "31")
-# The built-in model: one set of weights for asr, tts and chat, told the lag; 17 M parameters, as
+# The built-in model: one set of weights for asr, tts and chat, told the lag; 19 M parameters, as
 # many as a few hours of two cores can teach (examples/train_builtin/LOG.md).
 MOSHI_NANO = ModelConfig(
     mimi=MIMI_NANO,
     lm=LmConfig(
-        temporal=temporal(256, 4, 6, 250, 10_000),
+        temporal=temporal(256, 4, 9, 250, 10_000),
         depth=DepthConfig(
             144, 9, 3, 600, (0, 1, 2, 3, 4, 4, 5, 5), (0, 1, 2, 3, 4, 4, 5, 5), low_rank=64
         ),

@@ -138,7 +138,7 @@ def test_the_plan_of_the_built_in_model() -> None:
     plan = plans.load(FOLDER / "train_builtin" / "codes.yaml")
     assert plan.takes["moshi-answer"][0].count == 6
     assert [window.flow.rest for window in plan.windows] == [0.0, 0.0, 0.4, 0.0, 0.4]
-    assert [window.flow.excerpt for window in plan.windows] == [0.7, 0, 0, 0, 0]
+    assert [window.flow.excerpt for window in plan.windows] == [0.9, 0, 0, 0, 0]
     assert plan.windows[1].flow.odds == plan.windows[2].flow.odds
 
 

@@ -2,7 +2,7 @@
 
 Writes OUT/*.flac and OUT/manifest.jsonl, a row per clip. Kinds are interleaved, so that it can be
 stopped at any time; the same command goes on where it stopped. One process uses one core: start
-one per core with another OUT and another seed. With --seldom CORPORA, open sentences are of words
+one per core with another OUT and another seed. With --seldom [CORPORA], open sentences are of words
 that those and this one have spoken seldom.
 """
 
@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--minutes", nargs="+", required=True, metavar="KIND=MINUTES")
     parser.add_argument("--engines", nargs="+", default=["kokoro=1"], metavar="NAME=SHARE")
-    parser.add_argument("--seldom", type=Path, nargs="+", metavar="CORPUS")
+    parser.add_argument("--seldom", type=Path, nargs="*", metavar="CORPUS")
     args = parser.parse_args()
     minutes, mix = shares(args.minutes), shares(args.engines)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -67,7 +67,7 @@ def main() -> None:
         seconds[row["kind"]] += row["end"]
         spent[row["kind"], row["engine"]] += row["end"]
     seldom = None
-    if args.seldom:
+    if args.seldom is not None:
         earlier = [json.loads(x) for path in args.seldom for x in (path / "manifest.jsonl").open()]
         seldom = Seldom(row.get("text", "") for row in earlier + rows)
     engines: dict = {}

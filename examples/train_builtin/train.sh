@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From nothing to the built-in model: ./train.sh OUT [MORE_CORPORA …]
-# A dozen hours on two cores. A second call goes on where the first one stopped.
+# Some fifteen hours on two cores. A second call goes on where the first one stopped.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 out=$(realpath -m "$1"); shift
@@ -11,22 +11,22 @@ export GLIBC_TUNABLES=glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.mallo
 GLIBC_TUNABLES+=:glibc.malloc.trim_threshold=8589934592
 
 [ -x "$voices" ] || "$here/teachers.sh"
-# The model's own voice, minutes of work, and a small world in natural voices.
+# The model's own voice, minutes of work, and natural voices, hours of work.
 speak() { # NAME SEED … of make_corpus.py
     $voices "$here/make_corpus.py" "$CORPUS/$1" --seed "$2" "${@:3}"
 }
-own="--engines festival=1 --minutes moshi-open=300 moshi-world=25 moshi-answer=8"
-{ speak own-a 61 $own; speak kokoro-a 11 --minutes world=50 question=12.5; } &
-{ speak own-b 62 $own; speak kokoro-b 12 --minutes world=50 question=12.5; } &
+own="--engines festival=1 --minutes moshi-open=300 moshi-world=25 moshi-answer=8 --seldom"
+natural="--minutes open=220 world=50 question=12.5 --seldom"
+{ speak own-a 61 $own; speak kokoro-a 11 $natural; } &
+{ speak own-b 62 $own; speak kokoro-b 12 $natural; } &
 wait
-# Open sentences: natural voices, then plain old ones, minutes of work.
-speak kokoro-open 32 --minutes open=250 &
+# Plain old voices, an hour of work, most of it words that the others have spoken seldom.
 speak cheap 21 --minutes world=60 question=40 --engines flite=0.5 pico=0.4 festival=0.1
-speak cheap-open 31 --minutes open=1680 question=30 --engines flite=0.5 pico=0.35 festival=0.15
-wait
+speak cheap-open 31 --minutes open=3000 question=30 --engines flite=0.5 pico=0.35 festival=0.15 \
+    --seldom "$CORPUS"/kokoro-[ab] "$CORPUS"/own-[ab]
 cd "$CORPUS"
 if [ ! -f pack/index.jsonl ]; then
-    $voices "$here/pack.py" pack "$@" own-[ab] kokoro-[ab] kokoro-open cheap cheap-open \
+    $voices "$here/pack.py" pack "$@" own-[ab] kokoro-[ab] cheap cheap-open \
         --skip-voice am_eric nicolas
 fi
 [ -f lexicon.tsv ] || $voices "$here/make_lexicon.py" pack >lexicon.tsv
