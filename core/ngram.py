@@ -44,6 +44,13 @@ def brief(key: Tensor) -> Tensor:
     return (key >> 32).to(torch.int32)
 
 
+def look_up(keys: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+    """keys int32[M], rising; key long[...] -> where it may be, long[...]; if it is, bool[...]."""
+    wanted = brief(key)
+    at = torch.searchsorted(keys, wanted).clamp(max=len(keys) - 1)
+    return at, keys[at] == wanted
+
+
 @dataclass
 class Listed:
     """A map from n-grams to numbers: sorted keys and their values."""
@@ -53,9 +60,7 @@ class Listed:
 
     def find(self, key: Tensor) -> tuple[Tensor, Tensor]:
         """long[...] -> values [...] (0 where there is none), whether there is one, bool[...]."""
-        wanted = brief(key)
-        at = torch.searchsorted(self.keys, wanted).clamp(max=len(self.keys) - 1)
-        there = self.keys[at] == wanted
+        at, there = look_up(self.keys, key)
         return torch.where(there, self.values[at], 0.0), there
 
 
@@ -86,9 +91,7 @@ class Words:
 
     def has(self, key: Tensor) -> Tensor:
         """Which keys, long[...], are of the text."""
-        wanted = brief(key)
-        at = torch.searchsorted(self.known, wanted).clamp(max=len(self.known) - 1)
-        return self.known[at] == wanted
+        return look_up(self.known, key)[1]
 
 
 class NGram:
