@@ -22,7 +22,7 @@ def sentences(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     spec.loader.exec_module(module)
     texts = {"chitchat": WRITTEN, "facts": (), "wordnet": ()}
     monkeypatch.setattr(module, "pool", lambda source, split: texts[source])
-    monkeypatch.setattr(module, "SHARES", {"chitchat": 1.0, "facts": 0.0, "wordnet": 0.0})
+    monkeypatch.setattr(module, "SELDOM_SHARES", {"chitchat": 1.0, "facts": 0.0, "wordnet": 0.0})
     return module
 
 

@@ -1,5 +1,7 @@
 """Open sentences: what people write to each other, examples of a dictionary, facts.
 
+What a dictionary says of its words is spoken, too, where seldom words are asked for (`Seldom`).
+
 Read from three packages that teachers.sh puts in place: chitchat-dataset (MIT), WordNet's examples
 (WordNet licence) and randfacts (MIT). Every sentence can be spoken as it is written: letters and
 plain punctuation, 3 to 30 words. One in forty is kept for the test set and one for the dev set,
@@ -15,12 +17,13 @@ import random
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 TEACHERS = Path(os.environ.get("TEACHERS", Path.home() / "teachers"))
 WORDNET = Path("/usr/share/wordnet")
 SHARES = {"chitchat": 0.65, "facts": 0.2, "wordnet": 0.15}
+SELDOM_SHARES = {"chitchat": 0.5, "facts": 0.12, "wordnet": 0.13, "glosses": 0.25}
 SPLITS = {0: "test", 1: "dev"}  # of 40
 CONTRACTIONS = {
     short.replace("'", "").lower(): short
@@ -76,11 +79,22 @@ def _wordnet() -> Iterator[str]:
             yield from re.findall(r'"([^"]+)"', line.partition("|")[2])
 
 
+def _glosses() -> Iterator[str]:
+    """What the dictionary says of its words: 17,000 words that the other texts have not."""
+    for path in sorted(WORDNET.glob("data.*")):
+        for line in path.read_text(errors="replace").splitlines():
+            told = re.sub(r'"[^"]*"?', "", line.partition("|")[2])
+            for part in told.split(";"):
+                part = re.sub(r"\([^)]*\)", "", part).strip(" ;,:")
+                if part:
+                    yield part
+
+
 def _facts() -> Iterator[str]:
     yield from (TEACHERS / "text" / "randfacts" / "safe.txt").read_text().splitlines()
 
 
-SOURCES = {"chitchat": _chitchat, "facts": _facts, "wordnet": _wordnet}
+SOURCES = {"chitchat": _chitchat, "facts": _facts, "wordnet": _wordnet, "glosses": _glosses}
 
 
 def split_of(text: str) -> str:
@@ -96,12 +110,12 @@ def pool(source: str, split: str) -> tuple[str, ...]:
     return tuple(text for text in tidied if speakable(text) and split_of(text) == split)
 
 
-def any_source(rng: random.Random) -> str:
-    return rng.choices(list(SHARES), list(SHARES.values()))[0]
+def any_source(rng: random.Random, shares: Mapping[str, float]) -> str:
+    return rng.choices(list(shares), list(shares.values()))[0]
 
 
 def open_sentence(rng: random.Random, split: str = "train") -> str:
-    return rng.choice(pool(any_source(rng), split))
+    return rng.choice(pool(any_source(rng, SHARES), split))
 
 
 def words_of(text: str) -> list[str]:
@@ -120,7 +134,7 @@ class Seldom:
 
     def __init__(self, spoken: Iterable[str]) -> None:
         self.spoken = Counter(word for text in spoken for word in words_of(text))
-        every = (text for source in SHARES for text in pool(source, "train"))
+        every = (text for source in SELDOM_SHARES for text in pool(source, "train"))
         self.written = Counter(word for text in every for word in words_of(text))
 
     def worth(self, text: str) -> float:
@@ -134,7 +148,7 @@ class Seldom:
 
     def sentence(self, rng: random.Random) -> str:
         """The best of a few that are drawn; it counts as spoken from here on."""
-        texts = pool(any_source(rng), "train")
+        texts = pool(any_source(rng, SELDOM_SHARES), "train")
         best = max(rng.choices(texts, k=self.DRAWS), key=self.worth)
         self.spoken.update(words_of(best))
         return best
