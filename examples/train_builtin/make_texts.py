@@ -1,6 +1,7 @@
-"""Sentences for the tokenizer: make_texts.py OUT.jsonl, a row of words per sentence.
+"""Sentences for tokenizer and n-grams: make_texts.py OUT.jsonl, a row of words per sentence.
 
-All open sentences of the training split, utterances of the world, questions and answers.
+All open sentences of the training split, what the dictionary says of its words, utterances of the
+world, questions and answers.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import json
 import random
 import sys
 
-from sentences import SHARES, pool
+from sentences import SELDOM_SHARES, pool
 from world import load_dialogues, utterance
 
 UTTERANCES, REPEATS = 8000, 10  # of the world, of a dialogue
@@ -17,7 +18,7 @@ UTTERANCES, REPEATS = 8000, 10  # of the world, of a dialogue
 
 def main() -> None:
     rng = random.Random(5)
-    texts = [text for source in SHARES for text in pool(source, "train")]
+    texts = [text for source in SELDOM_SHARES for text in pool(source, "train")]
     texts += [utterance(rng) for _ in range(UTTERANCES)]
     for pair in load_dialogues():
         texts += REPEATS * [*pair["questions"], pair["answer"]]
