@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import random
-from pathlib import Path
 from types import ModuleType
 
 import pytest
+from recipe import script
 
-SCRIPT = Path(__file__).parent.parent / "examples" / "train_builtin" / "sentences.py"
 COMMON, RARE, ONCE = "We see the sea.", "Honeymoon analysis.", "Sgfhj xqwz."
 WRITTEN = 40 * (COMMON,) + 8 * (RARE,) + (ONCE,)
 
 
 @pytest.fixture
 def sentences(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("recipe_sentences", SCRIPT)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = script("sentences")
     texts = {"chitchat": WRITTEN, "facts": (), "wordnet": ()}
     monkeypatch.setattr(module, "pool", lambda source, split: texts[source])
     monkeypatch.setattr(module, "SELDOM_SHARES", {"chitchat": 1.0, "facts": 0.0, "wordnet": 0.0})

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
-
-SCRIPT = Path(__file__).parent.parent / "examples" / "train_builtin" / "vocoder.py"
+from recipe import script
 
 
 @pytest.fixture(scope="module")
 def voc() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("recipe_vocoder", SCRIPT)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("vocoder")
 
 
 def test_pulses_are_all_harmonics_of_their_pitch_and_nothing_else(voc: ModuleType) -> None:

@@ -6,6 +6,7 @@ Models are looked for under $TEACHERS (default ~/teachers), see README.md. Times
 from __future__ import annotations
 
 import ctypes
+import functools
 import json
 import os
 import random
@@ -197,18 +198,16 @@ class LightKokoro(Kokoro):
     PITCH = "/decoder/decoder/Unsqueeze_output_0"
     OUTPUTS = (SKETCH, PITCH, Kokoro.DURATIONS)
 
-    def __init__(self, *, vocoder: bool = True) -> None:
-        super().__init__()
+    @functools.cached_property
+    def vocoder(self) -> Any:
         import torch
+        from safetensors.torch import load_file
+        from vocoder import Vocoder
 
         torch.set_num_threads(1)
-        self.vocoder = None
-        if vocoder:
-            from safetensors.torch import load_file
-            from vocoder import Vocoder
-
-            self.vocoder = Vocoder().eval().requires_grad_(False)
-            self.vocoder.load_state_dict(load_file(self.WEIGHTS))
+        model = Vocoder().eval().requires_grad_(False)
+        model.load_state_dict(load_file(self.WEIGHTS))
+        return model
 
     def sketch(self, text: str, voice: dict[str, float], speed: float) -> tuple[Any, ...]:
         """(x [512, T], f0 [T], style [128], words): what the vocoder is given, and the times."""
@@ -229,7 +228,7 @@ class LightKokoro(Kokoro):
         breath: float = 0,
     ) -> Spoken | None:
         x, f0, style, words = self.sketch(text, voice, speed)
-        if not words or self.vocoder is None:
+        if not words:
             return None
         sound = self.vocoder(x[None], f0[None] * pitch, style[None], tract=tract, breath=breath)
         settings = {"speed": speed, "pitch": pitch, "tract": tract, "breath": breath}

@@ -15,6 +15,7 @@ import argparse
 import json
 import math
 import random
+import sys
 import time
 from pathlib import Path
 
@@ -141,11 +142,10 @@ def examples(corpora: list[Path], clips: int) -> list[tuple[Tensor, Tensor, Tens
     import soundfile
     from engines import LightKokoro
 
-    engine, found = LightKokoro(vocoder=False), []
-    rows = [
-        (path, json.loads(line)) for path in corpora for line in (path / "manifest.jsonl").open()
-    ]
-    rows = [(path, row) for path, row in rows if row.get("engine", "kokoro") == "kokoro"]
+    engine, found = LightKokoro(), []
+    lines = [(path, line) for path in corpora for line in (path / "manifest.jsonl").open()]
+    rows = [(path, json.loads(line)) for path, line in lines]
+    rows = [(path, row) for path, row in rows if row.get("engine") == "kokoro"]
     for path, row in random.Random(1).sample(rows, min(clips, len(rows))):
         x, f0, style, _ = engine.sketch(row["text"], row["voice"], row["speed"])
         samples, rate = soundfile.read(path / row["file"], dtype="float32")
@@ -167,6 +167,10 @@ def main() -> None:
     rng = random.Random(1)
     found = [row for row in examples(args.corpora, args.clips) if len(row[1]) > args.frames]
     kept, found = found[:24], found[24:]
+    if not found:
+        sys.exit(
+            f"vocoder.py: fewer than 25 clips of Kokoro's in {', '.join(map(str, args.corpora))}"
+        )
     print(f"{len(found)} clips", flush=True)
 
     def draw(rows: list, pick: random.Random) -> list[Tensor]:
@@ -200,8 +204,9 @@ def main() -> None:
             with torch.no_grad():
                 held = loss_of(draw(kept, random.Random(2)))
             print(f"step {step} loss {loss.item():.3f} held out {held.item():.3f}", flush=True)
-            save_file(model.state_dict(), args.out)
-    save_file(model.state_dict(), args.out)
+    part = args.out.with_suffix(".part")  # renamed when it is whole
+    save_file(model.state_dict(), part)
+    part.rename(args.out)
 
 
 if __name__ == "__main__":
