@@ -245,11 +245,18 @@ def test_the_built_in_recipe_from_sound_to_speech(
     run("hear", shape, f"model.lm={json.dumps(LM)}", "spelled_by=1", "compile=false")
     assert curves.read_metrics(tmp_path / "runs" / "hear")[-1]["letters"] > 0
     spoken = run("lm", "spelled_by=1", "compile=false")
-    convert = ["models", "convert", spoken, "--mimi-weight", second / "model.safetensors"]
+    draw = importlib.import_module("draw")
+    monkeypatch.setattr(sys, "argv", f"draw {spoken} pack --processes 1".split())
+    draw.main()
+    third = run("voice", shape, "listener=whisper", "mix=[{folder: pack, kinds: [moshi]}]")
+    new = weights.load(third, device="cpu").mimi.state_dict()
+    changed = {key for key in old if not torch.equal(old[key], new[key])}
+    assert changed and all(key.startswith(("decoder", "upsample")) for key in changed)
+    convert = ["models", "convert", spoken, "--mimi-weight", third / "model.safetensors"]
     convert += ["-o", "out", "--store", "int8", "--codec-store", "fp16"]  # as in train.sh
     done = CliRunner().invoke(cli.app, [*map(str, convert)])
     assert done.exit_code == 0, done.output
-    assert "runs/decoder/model/model.safetensors" in (recipes / "train.sh").read_text()
+    assert "runs/voice/model/model.safetensors" in (recipes / "train.sh").read_text()
     spoken = tmp_path / "out"
     assert set(weights.load(spoken, device="cpu").config.lags) == {"asr", "tts", "chat"}
 

@@ -11,21 +11,22 @@ export GLIBC_TUNABLES=glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.mallo
 GLIBC_TUNABLES+=:glibc.malloc.trim_threshold=8589934592
 
 [ -x "$voices" ] || "$here/teachers.sh"
-# The model's own voice, minutes of work, and natural voices, hours of work.
 speak() { # NAME SEED … of make_corpus.py
     $voices "$here/make_corpus.py" "$CORPUS/$1" --seed "$2" "${@:3}"
 }
-own="--engines festival=1 --minutes moshi-open=300 moshi-world=25 moshi-answer=8 --seldom"
+# Natural voices, hours of work.
 natural="--minutes open=220 world=50 question=12.5 --seldom"
-{ speak own-a 61 $own; speak kokoro-a 11 $natural; } &
-{ speak own-b 62 $own; speak kokoro-b 12 $natural; } &
+speak kokoro-a 11 $natural &
+speak kokoro-b 12 $natural &
 wait
-# Natural voices with a light end: a quarter of an hour to learn it, then a seventh of the work.
+# The same ones with a light end: a quarter of an hour to learn it, then a seventh of the work. One
+# of them is the model's own voice.
 vocoder=$TEACHERS/kokoro/vocoder.safetensors
 [ -f "$vocoder" ] || $voices "$here/vocoder.py" "$vocoder" "$CORPUS"/kokoro-[ab]
 light="--engines kokoro-light=1 --minutes open=900 world=20 question=20 --seldom"
-speak light-a 111 $light "$CORPUS"/kokoro-[ab] &
-speak light-b 112 $light "$CORPUS"/kokoro-[ab] &
+own="--engines kokoro-light=1 --minutes moshi-open=700 moshi-world=60 moshi-answer=40 --seldom"
+{ speak light-a 111 $light "$CORPUS"/kokoro-[ab]; speak own-a 121 $own "$CORPUS"/kokoro-[ab]; } &
+{ speak light-b 112 $light "$CORPUS"/kokoro-[ab]; speak own-b 122 $own "$CORPUS"/kokoro-[ab]; } &
 wait
 # Plain old voices, an hour of work, most of it words that the others have spoken seldom.
 speak cheap 21 --minutes world=60 question=40 --engines flite=0.5 pico=0.4 festival=0.1
@@ -68,6 +69,9 @@ train lm $two
 [ -d runs/last/model ] || $two train "$here/lm.yaml" --resume --set model.model=runs/lm/model \
     --set run.output=runs/last --set minutes=15 --set lr=8e-4 --set ema=0.99 --set tasks.chat=1.6
 [ -d runs/mean ] || python "$here/mean.py" runs/lm/model runs/last/model runs/mean
-moshi models convert runs/mean --mimi-weight runs/decoder/model/model.safetensors -o "$out" \
+# And the decoder once more, now that there is somebody who speaks.
+[ -f pack/drawn.u16 ] || python "$here/draw.py" runs/mean pack
+train voice $two
+moshi models convert runs/mean --mimi-weight runs/voice/model/model.safetensors -o "$out" \
     --ngrams ngrams.safetensors \
     --store int8 --codec-store fp16
