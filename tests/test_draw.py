@@ -65,15 +65,17 @@ def test_codes_are_drawn_from_what_came_before(model: Model, draw: ModuleType) -
     one, other = drawer.draw([Scene(codes, words), Scene(codes, words)], 3)
     assert one.shape == (4, 30 - draw.LEAD)
     assert ((one >= 0) & (one < 16)).all()
+    assert torch.equal(one[0], codes[0, 0, draw.LEAD :])  # the semantic ones are true
+    assert torch.equal(one[0], other[0])
     assert not torch.equal(one, other)
     drawer.sampling = replace(drawer.sampling, temp=0.0)
     one, other, untold = drawer.draw(
         [Scene(codes, words), Scene(changed, words), Scene(codes, words[:1])], 3
     )
-    known = 20 - draw.LEAD  # the first codes that differ: nobody has heard them yet
-    assert torch.equal(one[:, :known], other[:, :known])
-    assert not torch.equal(one, other)
-    assert not torch.equal(one, untold)
+    known = 20 - draw.LEAD  # the first true codes that differ; the acoustic ones of the frame
+    assert torch.equal(one[1:, : known - 1], other[1:, : known - 1])  # before come along with them
+    assert not torch.equal(one[1:], other[1:])
+    assert not torch.equal(one[1:], untold[1:])
 
 
 def test_a_pack_gets_codes_for_the_clips_that_are_asked_for(

@@ -1,9 +1,11 @@
 """What a language model would say in a pack's clips: draw.py MODEL PACK [--kind moshi] ...
 
-Writes PACK/drawn.u16, a row of codes per frame: for every clip whose kind starts so, the codes that
-the model draws frame by frame as text to speech, given the words and all true codes before. It
-never says quite what was recorded. A decoder that learns with these codes in place of the true ones
-(`drawn` of a codec stage) learns what is worth believing of them.
+Writes PACK/drawn.u16, a row of codes per frame: for every clip whose kind starts so, the acoustic
+codes that the model draws frame by frame as text to speech, given the words, all true codes before
+and the true semantic one. It never says quite what was recorded. A decoder that learns with these
+codes in place of the true ones (`drawn` of a codec stage) learns what is worth believing of them.
+The semantic codes stay true, so that a sound which the model would say sooner or later than the
+recording is no mistake that the decoder had to make up for.
 """
 
 from __future__ import annotations
@@ -58,10 +60,12 @@ class Drawer:
         h, _ = lm.temporal(batch.shifted.inputs, conditions=conditions)
         columns = batch.shifted.targets[:, : 1 + config.dep_q].transpose(1, 2).clone()  # [B, S, R]
         frames = batch.shifted.mask[:, 1 : 1 + config.dep_q].any(1)
-        count = int(frames.sum())
-        noise = Noise(torch.full((count,), seed), torch.arange(count))
-        text = columns[frames][:, 0].clamp_min(0)
-        columns[..., 1:][frames] = lm.depth_sample(h[frames], text, self.sampling, noise)
+        text, codes = columns[frames].clamp_min(0).split([1, config.dep_q], 1)
+        noise = Noise(torch.full((len(codes),), seed), torch.arange(len(codes)))
+        known = codes[:, : self.model.config.mimi.quantizer.semantic]
+        columns[..., 1:][frames] = lm.depth_sample(
+            h[frames], text[:, 0], self.sampling, noise, known=known
+        )
         late = self.examiner.pattern.delays[1 : 1 + config.dep_q]
         return [
             torch.stack([
