@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -328,7 +328,10 @@ class Run:
             if self.stopped or self.waiting:
                 raise KeyboardInterrupt
             self.stopped = True
-            self.console.warn("interrupted: finishing what is begun; press Ctrl-C again to abort")
+            with suppress(RuntimeError):  # amid another line on stderr, which takes no second one
+                self.console.warn(
+                    "interrupted: finishing what is begun; press Ctrl-C again to abort"
+                )
 
         before = signal.signal(signal.SIGINT, interrupted)
         try:

@@ -236,15 +236,42 @@ def test_second_interrupt_aborts(invoke: Invoke) -> None:
     assert [p.name for p in Path("out").glob("*.txt*")] == ["a.txt"]
 
 
+COUNT = """\
+import sys; sys.path.insert(0, sys.argv[1]); import commands, types
+from importlib.machinery import ModuleSpec
+m = types.ModuleType('moshi_cli.count'); m.command = commands.count
+m.__spec__ = ModuleSpec('moshi_cli.count', None); sys.modules[m.__name__] = m
+commands.cli.COMMANDS['count'] = 'x'
+"""  # a process of its own, with the command
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_interrupt_in_the_middle_of_a_line(invoke: Invoke) -> None:
+    """A handler cannot write to a stream that is being written to: it must not fail for that."""
+    code = COUNT + (
+        "import io, os, signal\n"
+        "class Raw(io.RawIOBase):\n"
+        "    def writable(self): return True\n"
+        "    def write(self, part):\n"
+        "        if bytes(part) == b'frame\\n': os.kill(os.getpid(), signal.SIGINT)\n"
+        "        return os.write(2, part)\n"
+        "sys.stderr = io.TextIOWrapper(io.BufferedWriter(Raw()), line_buffering=True)\n"
+        "commands.cli.app(['count', 'a.wav', 'b.wav', '--output-dir', 'out', '--word-times'])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(Path(__file__).parent)], capture_output=True, timeout=60
+    )
+    assert done.returncode == 130, done.stderr
+    assert b"frame\n" in done.stderr
+    assert b"internal error" not in done.stderr
+    assert Path("out/a.txt").is_file()
+    assert not Path("out/b.txt").exists()
+
+
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 def test_interrupt_while_waiting_for_a_pipe(tmp_path: Path) -> None:
     """Ctrl-C in the middle of a live recording: everything heard is in the result, exit 130."""
-    code = (
-        "import sys; sys.path.insert(0, sys.argv[1]); import commands, types\n"
-        "from importlib.machinery import ModuleSpec\n"
-        "m = types.ModuleType('moshi_cli.count'); m.command = commands.count\n"
-        "m.__spec__ = ModuleSpec('moshi_cli.count', None); sys.modules[m.__name__] = m\n"
-        "commands.cli.COMMANDS['count'] = 'x'\n"
+    code = COUNT + (
         "commands.cli.app(['count', '-', '--input-format', 's16le', '-o', 'x.txt',"
         " '--word-times'])\n"
     )
@@ -261,4 +288,5 @@ def test_interrupt_while_waiting_for_a_pipe(tmp_path: Path) -> None:
     child.send_signal(signal.SIGINT)
     _, said = child.communicate(timeout=60)
     assert child.returncode == 130, said
-    assert (tmp_path / "x.txt").read_text() == "stdin 5000\n"
+    heard = (tmp_path / "x.txt").read_text()  # by whether it waits already when the signal comes
+    assert heard in ("stdin 5000\n", "stdin 3840\n")
