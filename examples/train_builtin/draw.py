@@ -60,7 +60,7 @@ class Drawer:
         h, _ = lm.temporal(batch.shifted.inputs, conditions=conditions)
         columns = batch.shifted.targets[:, : 1 + config.dep_q].transpose(1, 2).clone()  # [B, S, R]
         frames = batch.shifted.mask[:, 1 : 1 + config.dep_q].any(1)
-        text, codes = columns[frames].clamp_min(0).split([1, config.dep_q], 1)
+        text, codes = columns[frames].split([1, config.dep_q], 1)  # ZERO where nothing is
         noise = Noise(torch.full((len(codes),), seed), torch.arange(len(codes)))
         known = codes[:, : self.model.config.mimi.quantizer.semantic]
         columns[..., 1:][frames] = lm.depth_sample(
