@@ -112,15 +112,20 @@ class CodecObjective:
 
     def refuse_drawn(self) -> None:
         """MoshiError if there are no codes of a language model to decode, or they cannot be."""
-        name, books = self.stage.name, self.mimi.config.quantizer.codebooks
+        name, config = self.stage.name, self.mimi.config.quantizer
         if encoder_learns(self.stage, self.mimi):
             raise MoshiError(f"stage {name}: drawn codes teach the decoder; freeze the encoder")
         found = None if isinstance(self.windows, Utterances) else self.windows.books
-        if found is None:
+        if isinstance(self.windows, Utterances) or found is None:
             hint = "drawn.u16 of a pack, and no `flow`"
             raise MoshiError(f"stage {name}: there are no drawn codes in the mix", hint)
-        if found > books:
-            raise MoshiError(f"stage {name}: {found} codebooks were drawn, the codec has {books}")
+        each = [p.drawn for p in self.windows.packs if p.drawn is not None]
+        entries = 1 + max(int(drawn.max(initial=0, where=drawn != UNKNOWN)) for drawn in each)
+        if found > config.codebooks or entries > config.size:
+            raise MoshiError(
+                f"stage {name}: {found} codebooks of {entries} entries or more were drawn, "
+                f"the codec has {config.codebooks} of {config.size}"
+            )
 
     def tensors(self) -> dict[str, Tensor]:
         norms = self.balancer.norms.items()

@@ -185,5 +185,10 @@ def test_what_cannot_be_decoded_is_refused(pack: Path, model: Model) -> None:
     with pytest.raises(MoshiError, match="drawn codes teach the decoder; freeze the encoder"):
         codec_objective(replace(stage, freeze=()))
     np.zeros((Pack(pack).frames, 5), np.uint16).tofile(pack / "drawn.u16")
-    with pytest.raises(MoshiError, match="5 codebooks were drawn, the codec has 4"):
+    with pytest.raises(MoshiError, match="5 codebooks of 1 entries or more were drawn, the codec"):
+        objective_of(stage, model)
+    drawn = put(pack, 6)
+    drawn[0, 0] = 16
+    drawn.tofile(pack / "drawn.u16")
+    with pytest.raises(MoshiError, match="4 codebooks of 17 entries or more were drawn, the codec"):
         objective_of(stage, model)
