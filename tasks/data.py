@@ -222,15 +222,18 @@ class Batch:
 class Windows:
     """Random frame-aligned windows from several packs, drawn in proportion to their weights.
 
-    Windows may span neighbouring clips; stretches shorter than the window are not used.
+    Windows may span neighbouring clips; stretches shorter than the window are not used. drawn: they
+    come with the codes that a language model drew.
     """
 
-    def __init__(self, sources: Sequence[Source], frame_samples: int = 1920):
+    def __init__(
+        self, sources: Sequence[Source], frame_samples: int = 1920, *, drawn: bool = False
+    ):
         self.sources = list(sources)
         self.packs = [open_pack(s.folder, frame_samples) for s in self.sources]
         self.runs = [runs_of(p, s) for p, s in zip(self.packs, self.sources, strict=True)]
         self.width = teacher_width(self.packs)
-        self.books = drawn_books(self.packs)
+        self.books = drawn_books(self.packs) if drawn else None
         self.starts: dict[tuple[int, int], np.ndarray] = {}  # (source, frames) -> cumulative count
 
     @property

@@ -115,15 +115,15 @@ class CodecObjective:
         name, config = self.stage.name, self.mimi.config.quantizer
         if encoder_learns(self.stage, self.mimi):
             raise MoshiError(f"stage {name}: drawn codes teach the decoder; freeze the encoder")
-        found = None if isinstance(self.windows, Utterances) else self.windows.books
-        if isinstance(self.windows, Utterances) or found is None:
+        windows = self.windows
+        if isinstance(windows, Utterances) or windows.books is None:
             hint = "drawn.u16 of a pack, and no `flow`"
             raise MoshiError(f"stage {name}: there are no drawn codes in the mix", hint)
-        each = [p.drawn for p in self.windows.packs if p.drawn is not None]
+        each = [p.drawn for p in windows.packs if p.drawn is not None]
         entries = 1 + max(int(drawn.max(initial=0, where=drawn != UNKNOWN)) for drawn in each)
-        if found > config.codebooks or entries > config.size:
+        if windows.books > config.codebooks or entries > config.size:
             raise MoshiError(
-                f"stage {name}: {found} codebooks of {entries} entries or more were drawn, "
+                f"stage {name}: {windows.books} codebooks of {entries} entries or more were drawn, "
                 f"the codec has {config.codebooks} of {config.size}"
             )
 

@@ -102,7 +102,7 @@ def test_a_pack_gets_codes_for_the_clips_that_are_asked_for(
 
 def test_windows_bring_drawn_codes_as_loud_as_they_were(pack: Path) -> None:
     drawn = put(pack, 6)
-    windows = Windows([Source(str(pack), kinds=("moshi-world",))])
+    windows = Windows([Source(str(pack), kinds=("moshi-world",))], drawn=True)
     generator = torch.Generator().manual_seed(0)
     batch = windows.draw(8, 3, generator, gain_db=(-20.0, -10.0))
     whole, (row,) = Pack(pack), [r for r in Pack(pack).rows if r.kind == "moshi-world"]
@@ -111,9 +111,12 @@ def test_windows_bring_drawn_codes_as_loud_as_they_were(pack: Path) -> None:
         first = row.offset // 1920 + int(codes[0, 0])
         torch.testing.assert_close(wav[0], whole.wav(first, 8))
         assert np.array_equal(codes.t().numpy(), drawn[first : first + 8])
-    others = Windows([Source(str(pack), kinds=("question",))]).draw(
+    others = Windows([Source(str(pack), kinds=("question",))], drawn=True).draw(
         8, 2, generator, gain_db=(-20.0, -20.0)
     )
+    unasked = Windows(windows.sources).draw(8, 2, generator, gain_db=(-20.0, -20.0))
+    assert unasked.drawn is None
+    assert unasked.wav.abs().max() < 0.06
     assert others.drawn is not None and (others.drawn == UNKNOWN).all()
     assert others.wav.abs().max() < 0.06  # 0.5 at most, 20 dB softer
 
@@ -137,7 +140,7 @@ def objective_of(stage: CodecStage, model: Model) -> CodecObjective:
     mimi = model.mimi.requires_grad_(True)
     for name, value in mimi.named_parameters():
         value.requires_grad_(name.startswith(("decoder", "upsample")))
-    return CodecObjective(stage, mimi, Windows(stage.mix))
+    return CodecObjective(stage, mimi, Windows(stage.mix, drawn=stage.drawn > 0))
 
 
 def test_the_decoder_learns_from_what_was_drawn(pack: Path, model: Model) -> None:
