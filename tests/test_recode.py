@@ -6,12 +6,13 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 from conftest import TINY_LM, TINY_MIMI
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from moshi_cli.core.lm import MoshiLm
 from moshi_cli.core.mimi import Mimi
@@ -145,3 +146,57 @@ def test_what_codes_leave_is_heard_as_before(
     assert (near := apart(whole())) < 0.12
     lm.residual.weight.zero_()
     assert apart(whole()) > 1.3 * near, near
+
+
+class Ear(nn.Module):
+    """Hears three directions of what it is given, the first one louder."""
+
+    width = 8
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = self
+        self.way = nn.Parameter(torch.zeros(3, 16))
+        self.way.data[[0, 1, 2], [0, 1, 2]] = torch.tensor([2.0, 1.0, 1.0])
+
+    def hear(self, wav: Tensor) -> list[Tensor]:
+        frames = wav.unflatten(-1, (-1, 16)) @ self.way.T  # [B, T, 3]
+        return [F.pad(frames, (0, self.width - 3))]
+
+
+@torch.no_grad()
+def test_what_an_ear_hears_of_a_latent_is_found_through_the_decoder(
+    recode: ModuleType, codec: Mimi, latents: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Draws:
+        def __init__(self, *_: object) -> None: ...
+
+        def draw(self, frames: int, items: int, generator: torch.Generator) -> SimpleNamespace:
+            pick = torch.randint(len(latents), (items, frames), generator=generator)
+            return SimpleNamespace(wav=latents[pick].transpose(1, 2))  # [B, D, T]
+
+    monkeypatch.setattr(recode, "Utterances", Draws)
+    monkeypatch.setattr(recode, "LISTENED", 20_000)
+    monkeypatch.setattr(codec, "encode", codec.quantizer.encode)
+    # Sound is the latent itself, and what is heard has no mean and keeps its size.
+    monkeypatch.setattr(codec, "decode_latent", lambda z: z.transpose(1, 2).flatten(1)[:, None])
+    monkeypatch.setattr(recode.F, "layer_norm", lambda x, _: x)
+    found = recode.sensitivity(codec, Ear(), ["pack"])
+    size = 4 * 32 * 8  # of what is heard at once, by whose root a random sum is divided
+    meant = torch.zeros(16, 16, dtype=torch.float64)
+    meant[[0, 1, 2], [0, 1, 2]] = torch.tensor([4.0, 1.0, 1.0], dtype=torch.float64)
+    torch.testing.assert_close(found * size, meant, atol=0.15, rtol=0)
+
+
+def test_an_ear_has_its_share_of_what_codes_are_aimed_at(
+    recode: ModuleType, latents: Tensor
+) -> None:
+    x, sound = latents.double(), ROWS.double()
+    assert recode.aims(x, sound, None) is sound
+    ear = torch.zeros(16, 16, dtype=torch.float64)
+    ear[15, 15] = 1e-6  # whatever its scale
+    rows = recode.aims(x, sound, ear)
+    said = (x @ rows.T).var(0)
+    torch.testing.assert_close(said[len(sound) :].sum().item(), recode.EAR)
+    torch.testing.assert_close(said[: len(sound)].sum().item(), 1 - recode.EAR)
+    assert (x[:, 15] * rows[-1, 15]).var() > 0.99 * recode.EAR

@@ -2,10 +2,12 @@
 
 The semantic codes stay as they are. The acoustic codebooks are aimed at what is heard alone, the
 spectral envelope and the pitch that a linear layer, fitted by least squares, reads from the latent
-(tasks/readout.py), and fitted to --frames latents under the search that encodes. What a language
-model knows of the codes is carried over: its tables of codes give the quantised latent as before,
-and an entry of the depth transformer's tables and heads begins as those of the old entries that are
-nearest to it. OUT is MODEL with both, in float32.
+(tasks/readout.py), and fitted to --frames latents under the search that encodes. With --listener
+most of an error's cost is how much it changes what Whisper's encoder hears of the decoded latent;
+that wants a decoder that has learnt. What a language model knows of the codes is carried over: its
+tables of codes give the quantised latent as before, and an entry of the depth transformer's tables
+and heads begins as those of the old entries that are nearest to it. OUT is MODEL with both, in
+float32.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from moshi_cli.core import load
 from moshi_cli.core.lm import MoshiLm
@@ -34,13 +37,17 @@ from moshi_cli.tasks.readout import (
 from moshi_cli.tasks.seeding import rotation
 from moshi_cli.tasks.stages import Flow, Source
 from moshi_cli.tasks.utterances import Utterances
+from moshi_cli.tasks.whisper import WhisperListener
 
 ODDS = {
     "digits": 2.0, "moshi": 1.0, "noisy": 0.3, "world": 0.8, "question": 0.8,
     "wordnet": 1.5, "chat": 1.5, "open": 2.0, "cheap": 0.5,
 }  # fmt: skip
 AUGMENT = Augment(noise_share=0.1, room_share=0.05, band_share=0.05)
-ENVELOPE, PITCH = 6.0, 2.0  # what they are worth
+ENVELOPE, PITCH = 6.0, 4.0  # what they are worth
+EAR = 0.65  # what a listener is worth of all, if there is one
+LISTENED = 46_000  # frames that it hears
+EDGE = 4  # frames at both ends of a window that lack what is around them
 ROUNDS = 6  # of k-means, codebook by codebook
 HELD_OUT = 200  # windows that are only measured
 NEAREST = 4  # old entries that a new one begins as
@@ -102,6 +109,46 @@ def gather(heard: Heard, packs: list[str], frames: int) -> tuple[Tensor, Tensor,
     costs = torch.tensor([ENVELOPE, PITCH]) / (squares / count) / sizes
     latent, true = (torch.cat(x) for x in zip(*held, strict=True))
     return torch.cat(found), latent, true, costs.sqrt().repeat_interleave(sizes)
+
+
+def sensitivity(mimi: Mimi, listener: WhisperListener, packs: list[str]) -> Tensor:
+    """float64 [L, L]: the mean of Jᵀ J over frames, where J is how what is heard of a decoded
+    latent moves with it. By gradients of random sums of what is heard."""
+    sources = [Source(p, skip=()) for p in packs]
+    clean = Augment(noise_share=0, room_share=0, band_share=0)
+    data = Utterances(sources, None, Flow(odds=ODDS), clean)
+    generator = torch.Generator().manual_seed(3)
+    wide = mimi.config.seanet.dim
+    squares, count = torch.zeros(wide, wide, dtype=torch.float64), 0
+    for module in (mimi, listener):
+        module.requires_grad_(False)
+    while count < LISTENED:
+        wav = data.draw(32, 4, generator).wav
+        latent = mimi.quantizer.decode(mimi.encode(wav)).requires_grad_()  # [B, D, T]
+        with torch.enable_grad():
+            total = latent.new_zeros(())
+            for layer in listener.encoder.hear(mimi.decode_latent(latent)[:, 0]):
+                heard = F.layer_norm(layer, (listener.encoder.width,))
+                noise = torch.randn(heard.shape, generator=generator)
+                total = total + (heard * noise).sum() / heard.numel() ** 0.5
+        (slope,) = torch.autograd.grad(total, latent)
+        rows = slope.transpose(1, 2)[:, EDGE:-EDGE].flatten(0, 1).double()
+        squares += rows.T @ rows
+        count += len(rows)
+    return squares / count
+
+
+def aims(latents: Tensor, sound: Tensor, squares: Tensor | None) -> Tensor:
+    """latents [N, L], what tells the sound [M, L], `sensitivity` -> the directions whose errors
+    count, by how much they do."""
+    if squares is None:
+        return sound
+    values, vectors = torch.linalg.eigh(squares)
+    ear = (vectors * values.clamp(min=0).sqrt()).T
+    parts = ((sound, 1 - EAR), (ear, EAR))
+    return torch.cat([
+        rows * (share / (latents @ rows.T).var(0).sum()).sqrt() for rows, share in parts
+    ])  # fmt: skip
 
 
 def contributions(mimi: Mimi) -> list[Tensor]:
@@ -192,7 +239,9 @@ def aim_again(quantizer: SplitVq, x: Tensor, rows: Tensor) -> tuple[Tensor, Tens
     return known, (seen @ outs).float()
 
 
-def anew(folder: Path, out: Path, packs: list[str], frames: int) -> None:
+def anew(
+    folder: Path, out: Path, packs: list[str], frames: int, whisper: Path | None = None
+) -> None:
     """Write the model again under `out`, its acoustic codebooks fitted to frames of packs."""
     model = load(folder, dtype="fp32")
     mimi, quantizer = model.mimi.eval(), model.mimi.quantizer
@@ -206,7 +255,10 @@ def anew(folder: Path, out: Path, packs: list[str], frames: int) -> None:
 
     print("by the old codes:", told(), flush=True)
     before, outs, x = contributions(mimi), ways_out(mimi), latents.double()
-    rows = (heard.readout.layer.weight * costs[:, None]).double()
+    squares = None
+    if whisper is not None:
+        squares = sensitivity(mimi, WhisperListener(whisper, mimi.sample_rate), packs)
+    rows = aims(x, (heard.readout.layer.weight * costs[:, None]).double(), squares)
     known, into = aim_again(quantizer, x, rows)
     acoustic = quantizer.acoustic
     old = [book.centroids @ into.T for book in acoustic.books]
@@ -223,9 +275,10 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("packs", nargs="+")
     parser.add_argument("--frames", type=int, default=160_000)
+    parser.add_argument("--listener", type=Path, metavar="WHISPER", help="CTranslate2 folder")
     args = parser.parse_args()
     with torch.no_grad():
-        anew(args.model, args.out, args.packs, args.frames)
+        anew(args.model, args.out, args.packs, args.frames, args.listener)
 
 
 if __name__ == "__main__":

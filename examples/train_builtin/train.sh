@@ -51,17 +51,17 @@ train() { [ -d "runs/$1/model" ] || "${@:2}" train "$here/$1.yaml" --resume; }
 two="torchrun --nproc-per-node 2 -m moshi_cli"
 train codec $two
 train codebooks moshi
-# The acoustic codebooks for the sound alone: what they leave of the words is heard all the same.
-[ -d runs/recoded ] || python "$here/recode.py" runs/codebooks/model runs/recoded pack
+# What the decoder makes of latents tells what the acoustic codebooks are to keep: what can be heard.
+# What they leave of the words is heard all the same.
+train decoder $two
+[ -d runs/recoded ] ||
+    python "$here/recode.py" runs/decoder/model runs/recoded pack --listener whisper
 for share in 1 2; do
     moshi data encode pack pack-light --plan "$here/codes.yaml" -o codes -m runs/recoded \
         --residual --shard $share/2 &
 done
 wait
-# The codes are settled: the decoder learns while the language model learns.
-train decoder moshi &
-train hear moshi
-wait
+train hear $two
 train lm $two
 # A little longer with more dialogue, then the mean of both: better than either, where
 # the second run is short (LOG.md has one where it was not).
