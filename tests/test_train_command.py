@@ -217,23 +217,26 @@ def test_the_built_in_recipe_from_sound_to_speech(
     )
     assert not torch.equal(before.books[-1].centroids, after.books[-1].centroids)
     assert torch.equal(before.input_proj.weight, after.input_proj.weight)
-    monkeypatch.syspath_prepend(str(recipes))
-    recode = importlib.import_module("recode")
-    monkeypatch.setattr(recode, "HELD_OUT", 8)
-    first = tmp_path / "runs" / "recoded"
-    monkeypatch.setattr(sys, "argv", f"recode {refitted} {first} pack --frames 512".split())
-    recode.main()
-    assert "runs/codebooks/model runs/recoded pack" in (recipes / "train.sh").read_text()
-    recoded = weights.load(first, device="cpu").mimi.quantizer.acoustic
-    assert not torch.equal(after.input_proj.weight, recoded.input_proj.weight)
     ear = "losses.listener=1"
     deaf = moshi(recipes / "decoder.yaml", "--set", shape, "--set", ear)
     assert deaf.exit_code == 2 and "the loss `listener` needs a listener" in deaf.stderr
     second = run("decoder", shape, ear, "listener=whisper")
     assert curves.read_metrics(second.parent)[-1]["listener"] > 0
-    old, new = (weights.load(path, device="cpu").mimi.state_dict() for path in (first, second))
+    old, new = (weights.load(path, device="cpu").mimi.state_dict() for path in (refitted, second))
     changed = {key for key in old if not torch.equal(old[key], new[key])}
     assert changed and all(key.startswith(("decoder", "upsample")) for key in changed)
+    monkeypatch.syspath_prepend(str(recipes))
+    recode = importlib.import_module("recode")
+    monkeypatch.setattr(recode, "HELD_OUT", 8)
+    monkeypatch.setattr(recode, "LISTENED", 96)
+    first = tmp_path / "runs" / "recoded"
+    line = f"recode {second} {first} pack --listener whisper"
+    monkeypatch.setattr(sys, "argv", f"{line} --frames 512".split())
+    recode.main()
+    assert "runs/decoder/model runs/recoded pack --listener" in (recipes / "train.sh").read_text()
+    model = weights.load(first, device="cpu")
+    assert not torch.equal(after.input_proj.weight, model.mimi.quantizer.acoustic.input_proj.weight)
+    old = model.mimi.state_dict()
     encode = ["pack", "--plan", recipes / "codes.yaml", "-o", "codes", "-m", first, "--residual"]
     small_plan = yaml.safe_load((recipes / "codes.yaml").read_text())
     for windows in small_plan["windows"]:

@@ -11,21 +11,22 @@ export GLIBC_TUNABLES=glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.mallo
 GLIBC_TUNABLES+=:glibc.malloc.trim_threshold=8589934592
 
 [ -x "$voices" ] || "$here/teachers.sh"
-# The model's own voice, minutes of work, and natural voices, hours of work.
+# Natural voices, hours of work.
 speak() { # NAME SEED … of make_corpus.py
     $voices "$here/make_corpus.py" "$CORPUS/$1" --seed "$2" "${@:3}"
 }
-own="--engines festival=1 --minutes moshi-open=300 moshi-world=25 moshi-answer=8 --seldom"
 natural="--minutes open=220 world=50 question=12.5 --seldom"
-{ speak own-a 61 $own; speak kokoro-a 11 $natural; } &
-{ speak own-b 62 $own; speak kokoro-b 12 $natural; } &
+speak kokoro-a 11 $natural &
+speak kokoro-b 12 $natural &
 wait
-# Natural voices with a light end: a quarter of an hour to learn it, then a seventh of the work.
+# Natural voices with a light end: a quarter of an hour to learn it, then a seventh of the work. One of
+# them is the model's own.
 vocoder=$TEACHERS/kokoro/vocoder.safetensors
 [ -f "$vocoder" ] || $voices "$here/vocoder.py" "$vocoder" "$CORPUS"/kokoro-[ab]
-light="--engines kokoro-light=1 --minutes open=900 world=20 question=20 --seldom"
-speak light-a 111 $light "$CORPUS"/kokoro-[ab] &
-speak light-b 112 $light "$CORPUS"/kokoro-[ab] &
+light="--engines kokoro-light=1 --seldom $CORPUS/kokoro-a $CORPUS/kokoro-b --minutes"
+own="moshi-open=350 moshi-world=30 moshi-answer=20"
+{ speak own-a 121 $light $own; speak light-a 111 $light open=900 world=20 question=20; } &
+{ speak own-b 122 $light $own; speak light-b 112 $light open=900 world=20 question=20; } &
 wait
 # Plain old voices, an hour of work, most of it words that the others have spoken seldom.
 speak cheap 21 --minutes world=60 question=40 --engines flite=0.5 pico=0.4 festival=0.1
