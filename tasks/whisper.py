@@ -240,12 +240,13 @@ class WhisperListener(nn.Module):
         super().__init__()
         self.encoder = WhisperEncoder(folder, sample_rate)
 
+    def hear(self, wav: Tensor) -> list[Tensor]:
+        """wav [B, 1, S] -> every layer of the encoder, normalised."""
+        width = (self.encoder.width,)
+        return [F.layer_norm(layer, width) for layer in self.encoder.hear(wav[:, 0])]
+
     def forward(self, made: Tensor, real: Tensor) -> Tensor:
         with torch.no_grad():
-            true = self.encoder.hear(real[:, 0])
-        width = (self.encoder.width,)
-        each = [
-            (F.layer_norm(a, width) - F.layer_norm(b, width)).square().mean()
-            for a, b in zip(self.encoder.hear(made[:, 0]), true, strict=True)
-        ]
+            true = self.hear(real)
+        each = [(a - b).square().mean() for a, b in zip(self.hear(made), true, strict=True)]
         return torch.stack(each).mean()

@@ -18,7 +18,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from moshi_cli.core import load
 from moshi_cli.core.lm import MoshiLm
@@ -127,8 +126,7 @@ def sensitivity(mimi: Mimi, listener: WhisperListener, packs: list[str]) -> Tens
         latent = mimi.quantizer.decode(mimi.encode(wav)).requires_grad_()  # [B, D, T]
         with torch.enable_grad():
             total = latent.new_zeros(())
-            for layer in listener.encoder.hear(mimi.decode_latent(latent)[:, 0]):
-                heard = F.layer_norm(layer, (listener.encoder.width,))
+            for heard in listener.hear(mimi.decode_latent(latent)):
                 noise = torch.randn(heard.shape, generator=generator)
                 total = total + (heard * noise).sum() / heard.numel() ** 0.5
         (slope,) = torch.autograd.grad(total, latent)

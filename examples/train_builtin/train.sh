@@ -23,10 +23,10 @@ wait
 # them is the model's own.
 vocoder=$TEACHERS/kokoro/vocoder.safetensors
 [ -f "$vocoder" ] || $voices "$here/vocoder.py" "$vocoder" "$CORPUS"/kokoro-[ab]
-light="--engines kokoro-light=1 --seldom $CORPUS/kokoro-a $CORPUS/kokoro-b --minutes"
-own="moshi-open=350 moshi-world=30 moshi-answer=20"
-{ speak own-a 121 $light $own; speak light-a 111 $light open=900 world=20 question=20; } &
-{ speak own-b 122 $light $own; speak light-b 112 $light open=900 world=20 question=20; } &
+light="--engines kokoro-light=1 --minutes open=900 world=20 question=20 --seldom"
+own="--engines kokoro-light=1 --minutes moshi-open=350 moshi-world=30 moshi-answer=20 --seldom"
+{ speak own-a 121 $own "$CORPUS"/kokoro-[ab]; speak light-a 111 $light "$CORPUS"/kokoro-[ab]; } &
+{ speak own-b 122 $own "$CORPUS"/kokoro-[ab]; speak light-b 112 $light "$CORPUS"/kokoro-[ab]; } &
 wait
 # Plain old voices, an hour of work, most of it words that the others have spoken seldom.
 speak cheap 21 --minutes world=60 question=40 --engines flite=0.5 pico=0.4 festival=0.1
