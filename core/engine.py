@@ -69,7 +69,7 @@ class Frame:
 
     text: Tensor  # long[B]: the text token of this frame
     codes: Tensor  # long[B, Q]: the codes of the voice made, if any
-    pcm: Tensor | None  # float32 [B, 1, 1920]: its sound, if a voice is made
+    pcm: Tensor | None  # float32 [B, 1, 1920]: its sound, if a voice is made and decoded
     ready: Tensor  # bool[B]: whether the slot has a frame
     extra: Tensor | None  # [B, heads, classes]: probabilities of extra heads, of the newest step
 
@@ -89,12 +89,14 @@ class Engine:
         prompt_frames: int = 0,
         hide_prompt: bool = False,
         exact_window: bool = True,
+        decode: bool = True,
         compile: bool = False,
     ):
         """sampling: if None, the model's for this task. steer: needed where the task steers text.
 
         codebooks: make only so many (quicker, coarser). prompt_frames: room for audio prompts;
         hide_prompt: the null half of guidance does not see them. exact_window: see Mimi.init_state.
+        decode: codes become sound; without, they do not.
         """
         assert model.lm is not None
         self.model, self.task = model, task
@@ -113,7 +115,7 @@ class Engine:
         heard = {task.voice, task.partner} - {Role.ABSENT}
         if Role.GIVEN in heard and task.voice is task.partner:
             raise UsageError("an engine hears one voice")
-        self.hears = Role.GIVEN in heard
+        self.hears, self.decodes = Role.GIVEN in heard, decode
         step = self.stepper.init_state(slots * self.beam, prompt_frames=prompt_frames)
         mimi = model.mimi.init_state(slots, device=model.device, exact_window=exact_window)
         self.state = EngineState(step, mimi, self.beam)
@@ -244,7 +246,7 @@ class Engine:
         )
         said = made[:, 1:] if 0 in self.pattern.made else made
         sound, extra = None, None
-        if stepper.codebooks:
+        if stepper.codebooks and self.decodes:
             tokens = said.clamp(0, stepper.lm.config.codebook_size - 1)
             sound = mimi.decode(tokens[..., None], state.mimi.decoder, ready)
             sound = torch.where(ready[:, None, None], sound, 0.0)

@@ -229,12 +229,17 @@ def lm_loss(
         columns = targets.transpose(1, 2)[frames].t()[None]  # [1, 1 + Q, N]
         logits = lm.depth_logits(h[frames][None], columns)[0].float()  # [Q, N, C]
         valid = mask.transpose(1, 2)[frames].t()[1:]  # [Q, N]
+        counts = (
+            valid
+            if shifted.worth is None
+            else valid * shifted.worth.transpose(1, 2)[frames].t()[1 : 1 + Q]
+        )
         wanted = torch.where(valid, columns[0, 1:], 0)
         ce = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="none").view(Q, -1)
         each = torch.full((Q, 1), w.acoustic).to(ce)
         each[0] = w.semantic
         audio_mass = (each * valid).sum() if mass is None else mass[1].to(each)
-        audio_loss = (ce * each * valid).sum() / audio_mass.clamp_min(1e-9)
+        audio_loss = (ce * each * counts).sum() / audio_mass.clamp_min(1e-9)
         means += list(((ce * valid).sum(1) / valid.sum(1).clamp_min(1)).detach())
     else:
         means += [text_loss.new_zeros(())] * Q
@@ -271,4 +276,11 @@ def join_shifted(parts: Sequence[Shifted]) -> Shifted:
             for p in parts
         ]  # fmt: skip
     residual = None if known is None else join("residual", 0)
-    return Shifted(join("inputs", ZERO), join("targets", ZERO), join("mask", False), residual)
+    worth = None
+    if any(p.worth is not None for p in parts):
+        parts = [
+            replace(p, worth=torch.ones(p.mask.shape)) if p.worth is None else p for p in parts
+        ]
+        worth = join("worth", 1)
+    columns = join("inputs", ZERO), join("targets", ZERO), join("mask", False)
+    return Shifted(*columns, residual, worth)

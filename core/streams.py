@@ -69,6 +69,7 @@ class Shifted:
     targets: Tensor  # long[B, K, S]: what step s + 1 reads; a target where mask, else only context
     mask: Tensor  # bool[B, K, S]: positions that carry a target
     residual: Tensor | None = None  # [B, 2 · dim, S]: what step s hears beside the given codes
+    worth: Tensor | None = None  # [B, K, S]: what a target counts beside the others; None: 1
 
 
 @dataclass(frozen=True)
@@ -155,12 +156,17 @@ class DelayPattern:
         return (self.delays[rows[0]], self.delays[rows[-1]]) if rows else (0, 0)
 
     def shift(
-        self, codes: Tensor, steps: int | None = None, residual: Tensor | None = None
+        self,
+        codes: Tensor,
+        steps: int | None = None,
+        residual: Tensor | None = None,
+        worth: Tensor | None = None,
     ) -> Shifted:
         """codes long[B, K, T], ZERO where unknown -> inputs, targets, mask, each [B, K, S].
 
         S = T + span, so that every frame is predicted once; `steps` cuts to fewer. residual
-        [B, 2 · dim, T]: what the codes of the given voice leave.
+        [B, 2 · dim, T]: what the codes of the given voice leave. worth [B, T]: of the frames of the
+        voice that is made; text counts as it is.
         """
         B, K, T = codes.shape
         assert len(self.delays) == K, (len(self.delays), codes.shape)
@@ -176,7 +182,12 @@ class DelayPattern:
         if residual is not None:
             late = zip(residual.chunk(2, 1), self.halves(), strict=True)
             residual = torch.cat([F.pad(x, (1 + d, S))[..., :S] for x, d in late], 1)
-        return Shifted(columns[..., :-1], columns[..., 1:], mask[..., 1:], residual)
+        if worth is not None:
+            each = (
+                worth[:, None].expand(B, K, T).gather(2, frame.clamp(0, T - 1).expand(B, K, S + 1))
+            )
+            worth = torch.cat([torch.ones_like(each[:, :1]), each[:, 1:]], 1)[..., 1:]
+        return Shifted(columns[..., :-1], columns[..., 1:], mask[..., 1:], residual, worth)
 
 
 @dataclass

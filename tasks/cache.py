@@ -70,6 +70,7 @@ class Take:
     lines: int = 1  # voices; the codes of one follow those of the other
     partner_words: Words = ()
     crc: int | None = None  # CRC-32 of its codes as they lie in codes.i16
+    worth: tuple[float, ...] = ()  # of each word's codes, for who learns to say them; (): 1
 
     @property
     def end(self) -> int:
@@ -271,7 +272,8 @@ def parse_take(data: Mapping[str, Any]) -> Take:
         key: tuple((str(w), float(s), float(e)) for w, s, e in data.get(key, ()))
         for key in ("words", "partner_words")
     }
-    return Take(**{**{k: v for k, v in data.items() if k in names}, **words})
+    worth = tuple(float(w) for w in data.get("worth", ()))
+    return Take(**{**{k: v for k, v in data.items() if k in names}, **words, "worth": worth})
 
 
 def read_takes(index: Path) -> list[Take]:

@@ -71,7 +71,7 @@ class LmStep(nn.Module):
 
     def forward(
         self,
-        shifted: tuple[Tensor, Tensor, Tensor, Tensor | None],
+        shifted: tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None],
         values: Sequence[Mapping[str, Value]],
         mass: Tensor | None = None,
         letters: Tensor | None = None,
@@ -184,7 +184,7 @@ class LmObjective:
             gaps = runs(B, S, stage.gaps, generator)
             given = ~s.mask[:, 1:].any(2)  # [B, K - 1]
             hide[:, 1:] |= given[..., None] & gaps[:, None]
-        seen = Shifted(torch.where(hide, ZERO, inputs), s.targets, mask, s.residual)
+        seen = replace(s, inputs=torch.where(hide, ZERO, inputs), mask=mask)
         if s.residual is not None:
             seen = replace(seen, residual=self.dulled(s, narrowed, gaps, generator))
         return replace(batch, shifted=seen, letters=letters)
@@ -266,10 +266,7 @@ class LmObjective:
                 self.dropped(s, step, drawn.first + sum(len(b.names) for b in drawn.batches[:i])),
                 torch.autocast(device.type, torch.bfloat16, enabled=self.stage.bf16),
             ):
-                moved = (
-                    s.inputs.to(device), s.targets.to(device), s.mask.to(device),
-                    None if s.residual is None else s.residual.to(device),
-                )  # fmt: skip
+                moved = tuple(x if x is None else x.to(device) for x in vars(s).values())
                 letters = batch.letters.to(device) if weight and batch.letters is not None else None
                 total, text, audio, streams, spelled = self.engine(moved, values, mass, letters)
                 total = total + weight * spelled

@@ -34,6 +34,7 @@ class Output:
     text: int  # token
     pcm: Tensor | None = None  # float32 [1, 1920], of tasks that speak
     pauses: tuple[float, ...] = ()  # probabilities of the pause heads, where the model has them
+    codes: Tensor | None = None  # long[Q], of tasks that speak
 
 
 class Give(Enum):
@@ -160,6 +161,7 @@ def _outputs(frame: Frame) -> dict[int, Output]:
             text[slot],
             None if pcm is None else pcm[slot].clone(),
             () if pauses is None else tuple(pauses[slot]),
+            frame.codes[slot].cpu() if frame.codes.shape[1] else None,
         )
         for slot, is_ready in enumerate(ready)
         if is_ready

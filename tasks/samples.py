@@ -120,31 +120,34 @@ class Samples:
 
     def monologue(
         self, takes: list[Take], frames: int, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor, Words]:
+    ) -> tuple[Tensor, Tensor, Words, Tensor]:
         """Takes one after the other, cut to T frames. -> grid [K, T], partner absent; what its
-        codes leave of the voice [R, T]; its words"""
-        voice, words, at = [], [], 0
+        codes leave of the voice [R, T]; its words; what its frames are worth [T]"""
+        voice, words, worth, at = [], [], [], 0
         while at < frames:
             take = self.pick(takes, generator)
             voice.append(self.cache.read(take))
             words += [(w, s + at / FRAME_HZ, e + at / FRAME_HZ) for w, s, e in take.words]
+            worth.append(worth_of(take))
             at += take.frames
         grid = torch.full((self.lm.streams, frames), ZERO)
         grid[0] = self.row(words, frames)
         whole = torch.cat(voice, 1)[:, :frames]
         grid[1 : 1 + self.lm.voice_q] = whole[: self.lm.voice_q]
-        return grid, whole[self.cache.codebooks :], words
+        return grid, whole[self.cache.codebooks :], words, torch.cat(worth)[:frames]
 
     def dialogue(
         self, frames: int, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor, list[Spelled], list[Spelled]]:
+    ) -> tuple[Tensor, Tensor, list[Spelled], list[Spelled], Tensor]:
         """Questions and answers in turns, cut to T frames. -> grid [K, T], what its codes leave of
-        the partner [R, T], what both say, partner's first
+        the partner [R, T], what both say, partner's first, what the own voice's frames are worth
+        [T]
 
         The partner may speak into an answer, which then breaks off: its voice and its words.
         """
         c, Q = self.casting, self.lm.voice_q
         own, partner = self.quiet(frames), self.line(frames, generator)
+        worth = torch.ones(frames)
         words: Words = []  # of the text row
         said: list[Spelled] = []  # of the sound: the same, unless broken off
         asked: Words = []
@@ -165,6 +168,7 @@ class Samples:
                 stop = round((onset_s + draw(c.stop_s, generator)) * FRAME_HZ)
                 if stop < spoken:
                     own[:, stop:] = self.quiet(frames)[:, stop:]
+                    worth[stop:] = 1
                     words = [word for word in words if word[1] < stop / FRAME_HZ]
                     said = cut(said, stop / FRAME_HZ)
                     spoken = stop
@@ -186,6 +190,7 @@ class Samples:
             end = min(first + answer.frames - skip, frames)
             if end > first:
                 own[:, first:end] = self.cache.read(answer)[:, skip : skip + end - first]
+                worth[first:end] = worth_of(answer)[skip : skip + end - first]
             shift_s = (first - skip) / FRAME_HZ
             replied = [(w, s + shift_s, e + shift_s) for w, s, e in answer.words]
             words += replied
@@ -201,23 +206,25 @@ class Samples:
         grid[1 : 1 + Q] = own[:Q]
         grid[1 + Q :] = partner[: self.lm.partner_q]
         residual = partner[self.cache.codebooks :]
-        return grid, residual, self.spelling.spelled(asked), said
+        return grid, residual, self.spelling.spelled(asked), said, worth
 
     def grid(
         self, task: str, frames: int, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor, list[Spelled] | None, list[Spelled] | None]:
+    ) -> tuple[Tensor, Tensor, list[Spelled] | None, list[Spelled] | None, Tensor]:
         """One sample of a task. -> long[K, T], what codes leave of the given voice [R, T], what is
-        heard and what is spoken (None: nothing)"""
+        heard and what is spoken (None: nothing), what frames of the own voice are worth [T]"""
         if task == "chat":
             return self.dialogue(frames, generator)
         if task == "asr":
-            grid, residual, words = self.monologue(self.heard or self.spoken, frames, generator)
-            return grid, residual, self.spelling.spelled(words), None
+            grid, residual, words, worth = self.monologue(
+                self.heard or self.spoken, frames, generator
+            )
+            return grid, residual, self.spelling.spelled(words), None, worth
         takes, others = self.own, self.casting.others
         if others and self.strangers and float(torch.rand((), generator=generator)) < others:
             takes = self.strangers
-        grid, residual, words = self.monologue(takes, frames, generator)
-        return grid, torch.zeros_like(residual), None, self.spelling.spelled(words)
+        grid, residual, words, worth = self.monologue(takes, frames, generator)
+        return grid, torch.zeros_like(residual), None, self.spelling.spelled(words), worth
 
     def batch(
         self, shares: Mapping[str, float], frames: int, batch: int, generator: torch.Generator
@@ -231,9 +238,10 @@ class Samples:
         for name in drawn:
             task = self.timed(name, generator)
             pattern = DelayPattern.of(task, self.lm)
-            grid, residual, heard, spoken = self.grid(name, frames, generator)
+            grid, residual, heard, spoken, worth = self.grid(name, frames, generator)
             left = residual[None] if self.lm.residual else None
-            parts.append(learnable(pattern.shift(grid[None], frames, left), pattern))
+            counts = None if bool((worth == 1).all()) else worth[None]
+            parts.append(learnable(pattern.shift(grid[None], frames, left, counts), pattern))
             late = max(-task.lag_frames, 0)
             letters.append(labels(spell(heard, frames), spell(spoken, frames), late))
             lags.append(str(task.lag_frames))
@@ -245,6 +253,15 @@ class Samples:
         if not others or float(torch.rand((), generator=generator)) < 0.5:
             return self.tasks[name]
         return others[int(torch.randint(len(others), (), generator=generator))]
+
+
+def worth_of(take: Take) -> Tensor:
+    """What each frame of a take is worth to who learns to say it, float32 [T]: as much as the word
+    that began last, and 1 before the first."""
+    worth = torch.ones(take.frames)
+    for (_, start_s, _), each in zip(take.words, take.worth, strict=False):
+        worth[int(start_s * FRAME_HZ) :] = each
+    return worth
 
 
 def blank_share(batch: LmBatch) -> float:

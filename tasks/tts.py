@@ -192,6 +192,7 @@ def speaking_engine(
     manner: Manner | None = None,
     *,
     prompt_frames: int = 0,
+    decode: bool = True,
     compile: bool = False,
 ) -> Engine:
     """An engine for `Speaking`s. ModelError if the model does not speak."""
@@ -204,7 +205,7 @@ def speaking_engine(
     return Engine(
         model, task, slots, sampling=speaking_sampling(model.config, manner), steer=script,
         codebooks=manner.codebooks, prompt_frames=prompt_frames, hide_prompt=prompt_frames > 0,
-        compile=compile,
+        decode=decode, compile=compile,
     )  # fmt: skip
 
 

@@ -44,7 +44,7 @@ def grid(task: str, rows: int = 2, frames: int = 6) -> Tensor:
     return codes
 
 
-def slow_loss(lm: MoshiLm, codes: Tensor, task: Task) -> Tensor:
+def slow_loss(lm: MoshiLm, codes: Tensor, task: Task, worth: Tensor | None = None) -> Tensor:
     """The same number, position by position, from the definition of delays."""
     c, pattern = lm.config, DelayPattern.of(task, lm.config)
     B, K, T = codes.shape
@@ -80,17 +80,23 @@ def slow_loss(lm: MoshiLm, codes: Tensor, task: Task) -> Tensor:
                     sums = sums + torch.stack([ce * weight, ce * 0 + weight, ce * 0, ce * 0])
                 else:
                     weight = WEIGHTS.semantic if k == 1 else WEIGHTS.acoustic
-                    sums = sums + torch.stack([ce * 0, ce * 0, ce * weight, ce * 0 + weight])
+                    counts = 1 if worth is None else worth[b, s - pattern.delays[k]]
+                    sums = sums + torch.stack(
+                        [ce * 0, ce * 0, ce * weight * counts, ce * 0 + weight]
+                    )
     audio = sums[2] / sums[3] if sums[3] else sums[2]
     return WEIGHTS.text * sums[0] / sums[1] + WEIGHTS.audio * audio
 
 
-@pytest.mark.parametrize("name", TASKS)
-def test_lm_loss_is_the_obvious_one_and_so_is_its_gradient(tiny_lm: MoshiLm, name: str) -> None:
+@pytest.mark.parametrize(("name", "weighed"), [*((name, False) for name in TASKS), ("tts", True)])
+def test_lm_loss_is_the_obvious_one_and_so_is_its_gradient(
+    tiny_lm: MoshiLm, name: str, weighed: bool
+) -> None:
     tiny_lm.requires_grad_(True)
     codes, pattern = grid(name), DelayPattern.of(TASKS[name], TINY_LM)
-    fast = lm_loss(tiny_lm, learnable(pattern.shift(codes), pattern), WEIGHTS)
-    slow = slow_loss(tiny_lm, codes, TASKS[name])
+    worth = torch.randn(codes.shape[0], codes.shape[2]) if weighed else None
+    fast = lm_loss(tiny_lm, learnable(pattern.shift(codes, worth=worth), pattern), WEIGHTS)
+    slow = slow_loss(tiny_lm, codes, TASKS[name], worth)
     torch.testing.assert_close(fast.total, slow)
     params = list(tiny_lm.parameters())
     gradients = [torch.autograd.grad(x, params, allow_unused=True) for x in (fast.total, slow)]

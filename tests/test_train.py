@@ -25,13 +25,13 @@ from moshi_cli.core.streams import ZERO
 from moshi_cli.core.text import PAD, Text
 from moshi_cli.core.weights import Model
 from moshi_cli.tasks import optimizers
-from moshi_cli.tasks.cache import Cache, Clip, Variant, write_cache
+from moshi_cli.tasks.cache import FRAME_HZ, Cache, Clip, Variant, write_cache
 from moshi_cli.tasks.data import Pack, Windows
 from moshi_cli.tasks.finetune import prepare
 from moshi_cli.tasks.lm_objective import LmObjective, runs
 from moshi_cli.tasks.objectives import CodecObjective
 from moshi_cli.tasks.optimizers import orthogonalized
-from moshi_cli.tasks.samples import Samples
+from moshi_cli.tasks.samples import Samples, worth_of
 from moshi_cli.tasks.seeding import seed_embeddings
 from moshi_cli.tasks.spelling import UNKNOWN
 from moshi_cli.tasks.stages import Casting, CodecStage, LmStage, Shape, Source, Stage
@@ -281,13 +281,37 @@ def test_other_voices_speak_too(cache: Path, tiny_text: Text) -> None:
         takes = samples.heard + samples.other if others else samples.own
         known = {w for take in takes for w, _, _ in take.words}
         spelled = {word: samples.spelling.classes_of(word) for word in known | {"three"}}
-        grid, _, given, spoken = samples.grid("tts", 400, g)
+        grid, _, given, spoken, _ = samples.grid("tts", 400, g)
         assert given is None
         assert spoken
         assert {w for w, _, _ in spoken} <= set(spelled.values())
         assert ("three" in known) == bool(others)  # of the clip that is heard
         assert not others or spelled["three"] in [w for w, _, _ in spoken]
         assert set(tiny_text.decode(grid[0]).split()) <= known
+
+
+def test_words_count_by_what_they_are_worth(cache: Path, tiny_text: Text) -> None:
+    samples = Samples(Cache(cache, 4), tiny_text, TINY_LM, LAGS, Casting(wait=0.0, chatter=0.0))
+    (take,) = [t for t in samples.own if t.text == "hello sky"]
+    first, second = (int(s * FRAME_HZ) for _, s, _ in take.words)
+    weighed = replace(take, worth=(0.5, -0.25))
+    expected = [1.0] * first + [0.5] * (second - first) + [-0.25] * (take.frames - second)
+    assert worth_of(weighed).tolist() == expected
+    samples.own = [weighed]
+    batch = samples.batch({"tts": 1, "asr": 1}, take.frames, 8, torch.Generator().manual_seed(0))
+    worth = batch.shifted.worth
+    assert worth is not None and worth.shape == batch.shifted.mask.shape
+    for row, name in enumerate(batch.names):
+        assert (worth[row, 0] == 1).all()
+        for k in range(1, 5) if name == "tts" else ():
+            late = 2 + TINY_LM.delays[k]  # the voice trails the text by two frames
+            assert worth[row, k, late:].tolist() == expected[: take.frames - late]
+    for takes in samples.answers.values():
+        takes[:] = [replace(t, worth=(-0.5,)) for t in takes]
+    grid, _, _, _, worth = samples.grid("chat", 60, torch.Generator().manual_seed(0))
+    assert sorted(set(worth.tolist())) == [-0.5, 1.0]
+    assert samples.batch({"asr": 1}, 20, 2, torch.Generator()).shifted.worth is None
+    assert len(grid[0]) == len(worth)
 
 
 def test_letters_need_a_layer_that_is_there(cache: Path, tiny_text: Text) -> None:
