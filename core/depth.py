@@ -245,12 +245,10 @@ class DepthTransformer(nn.Module):
         sampling: Sampling,
         noise: Noise | None = None,
         codebooks: int | None = None,
-        known: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """One frame: h [B, D] ([2B, D] if guided, null half last), text long[B].
 
         -> codes long[B, q], logits float32 [B, q, C] they were chosen from; q = codebooks or Q.
-        known long[B, n]: the first n codes, which are not chosen.
         """
         count, N = codebooks or len(self.config.schedule), len(h)
         layers = cast(list[DepthLayer], list(self.layers))
@@ -276,10 +274,7 @@ class DepthTransformer(nn.Module):
             logits = step.head(x)[:N]
             logits = guide(logits, sampling.guidance) if sampling.guided else logits
             logits = logits.float()
-            if known is not None and k < known.shape[1]:
-                token = known[:, k]
-            else:
-                token = choose(logits, sampling.temp, sampling.top_k, sampling.top_p, noise, 1 + k)
+            token = choose(logits, sampling.temp, sampling.top_k, sampling.top_p, noise, 1 + k)
             codes.append(token)
             kept.append(logits)
         return torch.stack(codes, 1), torch.stack(kept, 1)

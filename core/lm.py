@@ -124,11 +124,10 @@ class MoshiLm(nn.Module):
         sampling: Sampling,
         noise: Noise | None = None,
         codebooks: int | None = None,
-        known: Tensor | None = None,
     ) -> Tensor:
         """One frame: h [B, D], text long[B] -> codes long[B, Q]; see DepthTransformer.sample."""
         assert self.depth is not None
-        return self.depth.sample(h, text, sampling, noise, codebooks, known)[0]
+        return self.depth.sample(h, text, sampling, noise, codebooks)[0]
 
     def extra_probabilities(self, h: Tensor) -> Tensor:
         """h [B, T, D] -> [B, T, heads, classes], e.g. the pause detector of the STT."""

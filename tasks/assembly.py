@@ -209,7 +209,7 @@ def open_windows(recipe: Recipe, mimi: Mimi) -> tuple[Windows | Utterances, dict
     stage = recipe.stage
     assert isinstance(stage, CodecStage)
     if stage.flow is None:
-        windows = Windows(stage.mix, mimi.frame_samples, drawn=stage.drawn > 0)
+        windows = Windows(stage.mix, mimi.frame_samples)
         pairs = zip(stage.mix, windows.runs, strict=True)
         return windows, {s.folder: sum(n for _, n in runs) / mimi.frame_rate for s, runs in pairs}
     words = Text(Path(recipe.model.text)) if recipe.model.text else None

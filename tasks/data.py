@@ -2,11 +2,9 @@
 
 A pack is a folder: `pcm.i16` (flat int16, mono, the codec's rate), `index.jsonl` (one row per clip,
 `offset_samples` a multiple of the frame) and, if a teacher was run (teachers.py), `feat.f16` (one
-float16 row per frame, all zeros where the teacher heard nothing); perhaps `drawn.u16` as well (one
-uint16 row per frame: the codes that a language model would say there, or UNKNOWN). Everything is
-memory-mapped. A manifest (see manifest.py) serves as well: of its recordings, however long, the
-windows alone are read. What is drawn depends on the generator alone, so a resumed run sees the same
-batches.
+float16 row per frame, all zeros where the teacher heard nothing). Everything is memory-mapped. A
+manifest (see manifest.py) serves as well: of its recordings, however long, the windows alone are
+read. What is drawn depends on the generator alone, so a resumed run sees the same batches.
 """
 
 from __future__ import annotations
@@ -29,7 +27,6 @@ from moshi_cli.tasks.manifest import load_data
 from moshi_cli.tasks.stages import Source
 
 LOUD_DB = -50.0  # what is softer is no sound
-UNKNOWN = 0xFFFF  # in drawn.u16: no code
 
 
 @dataclass(frozen=True)
@@ -67,12 +64,11 @@ def read_row(line: str, where: str) -> Row:
 
 
 class Pack:
-    """A folder of clips. `pcm` int16 [samples], `rows`, `features` float16 [frames, D] or None,
-    `drawn` uint16 [frames, Q] or None."""
+    """A folder of clips. `pcm` int16 [samples], `rows`, `features` float16 [frames, D] or None."""
 
     def __init__(self, folder: str | Path, frame_samples: int = 1920):
         self.folder, self.frame_samples = Path(folder), frame_samples
-        index, pcm = (self.folder / name for name in ("index.jsonl", "pcm.i16"))
+        index, pcm, feat = (self.folder / n for n in ("index.jsonl", "pcm.i16", "feat.f16"))
         for path in (index, pcm):
             if not path.is_file():
                 raise InputError(f"{path}: no such file", hint="a pack has pcm.i16 and index.jsonl")
@@ -83,19 +79,13 @@ class Pack:
             if row.offset % frame_samples or row.offset + row.samples > len(self.pcm):
                 raise InputError(f"{index}: clip {row.id} does not lie in pcm.i16")
         self.frames = -(-len(self.pcm) // frame_samples)  # the last one may be cut short
-        hint = "`moshi data features --force` makes it anew"
-        self.features = self._by_frame("feat.f16", np.float16, hint)
-        self.drawn = self._by_frame("drawn.u16", np.uint16)
-
-    def _by_frame(self, name: str, dtype: type, hint: str | None = None) -> np.memmap | None:
-        """A file with a row for each frame, if there is one. InputError if its size cannot be."""
-        path = self.folder / name
-        if not path.is_file():
-            return None
-        width, rest = divmod(path.stat().st_size, 2 * max(self.frames, 1))
-        if rest or not width:
-            raise InputError(f"{path}: its size does not fit {self.frames} frames", hint)
-        return np.memmap(path, dtype, "r", shape=(self.frames, width))
+        self.features: np.memmap | None = None
+        if feat.is_file():
+            width, rest = divmod(feat.stat().st_size, 2 * max(self.frames, 1))
+            if rest or not width:
+                hint = "`moshi data features --force` makes it anew"
+                raise InputError(f"{feat}: its size does not fit {self.frames} frames", hint)
+            self.features = np.memmap(feat, np.float16, "r", shape=(self.frames, width))
 
     def loud(self, first: int, frames: int) -> int:
         """Frames of sound among `frames` frames from frame `first`."""
@@ -125,7 +115,6 @@ class Library:
     """The recordings of a manifest as a pack that nobody has to make; read where they lie."""
 
     features: np.ndarray | None = None
-    drawn: np.ndarray | None = None
 
     def __init__(self, place: str | Path, frame_samples: int = 1920):
         self.frame_samples = frame_samples
@@ -182,14 +171,6 @@ def teacher_width(packs: Sequence[Pack | Library]) -> int | None:
     return widths.pop() if widths else None
 
 
-def drawn_books(packs: Sequence[Pack | Library]) -> int | None:
-    """Q of the codes that a language model drew; None without any. InputError if packs differ."""
-    books = {p.drawn.shape[1] for p in packs if p.drawn is not None}
-    if len(books) > 1:
-        raise InputError(f"the packs have drawn codes of different numbers of codebooks {books}")
-    return books.pop() if books else None
-
-
 def teacher_scale(packs: Sequence[Pack | Library]) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation [D] of the teacher's features, over every 8th frame.
 
@@ -211,7 +192,6 @@ class Batch:
     spans: Tensor | None = None  # long[B, T]: tokens as long as their words last; -100: not known
     clean: Tensor | None = None  # bool[B]: worth reconstructing; None: all are
     letters: Tensor | None = None  # long[B, 2, T]: symbols of each half frame (see spelling.py)
-    drawn: Tensor | None = None  # long[B, Q, T]: codes of a language model; UNKNOWN: not known
 
     def to(self, device: torch.device) -> Batch:
         """The same, there."""
@@ -222,18 +202,14 @@ class Batch:
 class Windows:
     """Random frame-aligned windows from several packs, drawn in proportion to their weights.
 
-    Windows may span neighbouring clips; stretches shorter than the window are not used. drawn: they
-    come with the codes that a language model drew.
+    Windows may span neighbouring clips; stretches shorter than the window are not used.
     """
 
-    def __init__(
-        self, sources: Sequence[Source], frame_samples: int = 1920, *, drawn: bool = False
-    ):
+    def __init__(self, sources: Sequence[Source], frame_samples: int = 1920):
         self.sources = list(sources)
         self.packs = [open_pack(s.folder, frame_samples) for s in self.sources]
         self.runs = [runs_of(p, s) for p, s in zip(self.packs, self.sources, strict=True)]
         self.width = teacher_width(self.packs)
-        self.books = drawn_books(self.packs) if drawn else None
         self.starts: dict[tuple[int, int], np.ndarray] = {}  # (source, frames) -> cumulative count
 
     @property
@@ -268,12 +244,11 @@ class Windows:
     ) -> Batch:
         """`batch` windows of `frames` frames, each with its own gain (peaks kept below 1).
 
-        Of `tries` candidates the one with the most frames of sound is taken. What a language model
-        would say is as loud as the recording: with drawn codes a window keeps its gain.
+        Of `tries` candidates the one with the most frames of sound is taken.
         """
         weights = torch.tensor([s.weight for s in self.sources])
         chosen = torch.multinomial(weights, batch, replacement=True, generator=generator)
-        wavs, features, drawn = [], [], []
+        wavs, features = [], []
         for source in chosen.tolist():
             pack = self.packs[source]
             starts = [self._pick(source, frames, generator) for _ in range(tries)]
@@ -287,18 +262,9 @@ class Windows:
                     part = pack.features[first : first + frames].astype(np.float32)
                     row = torch.from_numpy(part)
                 features.append(row)
-            if self.books is not None:
-                codes = torch.full((frames, self.books), UNKNOWN)
-                if pack.drawn is not None:
-                    part = pack.drawn[first : first + frames].astype(np.int64)
-                    codes = torch.from_numpy(part)
-                drawn.append(codes.t())
         wav = torch.stack(wavs)[:, None]  # [B, 1, S]
         low, high = gain_db
         db = low + (high - low) * torch.rand(batch, 1, 1, generator=generator)
-        said = torch.stack(drawn) if drawn else None  # [B, Q, T]
-        if said is not None:
-            db = torch.where((said != UNKNOWN).any(2).any(1)[:, None, None], 0.0, db)
         wav = wav * 10 ** (db / 20)
         wav = wav * (0.99 / wav.abs().amax(-1, keepdim=True).clamp_min(0.99))
-        return Batch(wav, torch.stack(features) if features else None, drawn=said)
+        return Batch(wav, torch.stack(features) if features else None)

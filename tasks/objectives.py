@@ -20,7 +20,7 @@ from moshi_cli.core.losses import (
 )
 from moshi_cli.core.mimi import Bottleneck, Mimi
 from moshi_cli.core.vq import Codebook, together
-from moshi_cli.tasks.data import UNKNOWN, Batch, Windows
+from moshi_cli.tasks.data import Batch, Windows
 from moshi_cli.tasks.patterns import frozen, learns
 from moshi_cli.tasks.readout import Readout, aim
 from moshi_cli.tasks.recogniser import Recogniser
@@ -95,8 +95,6 @@ class CodecObjective:
                 "teach it",
                 hint="set losses.distillation, losses.recognition and losses.letters to 0",
             )
-        if stage.drawn:
-            self.refuse_drawn()
         if any(stage.losses.get(name) for name in ("envelope", "pitch")):
             width = mimi.config.seanet.dim
             self.modules["readout"] = Readout(width, mimi.sample_rate, mimi.frame_samples)
@@ -109,23 +107,6 @@ class CodecObjective:
         self.listener = listener  # (made, real) wav -> scalar: how differently it hears them
         weights = {k: stage.losses.get(k, 0.0) for k in ("mel", "stft", "wave", "listener")}
         self.balancer = Balancer(weights | {"critics": stage.losses.get("adversarial", 0.0)})
-
-    def refuse_drawn(self) -> None:
-        """MoshiError if there are no codes of a language model to decode, or they cannot be."""
-        name, config = self.stage.name, self.mimi.config.quantizer
-        if encoder_learns(self.stage, self.mimi):
-            raise MoshiError(f"stage {name}: drawn codes teach the decoder; freeze the encoder")
-        windows = self.windows
-        if isinstance(windows, Utterances) or windows.books is None:
-            hint = "drawn.u16 of a pack, and no `flow`"
-            raise MoshiError(f"stage {name}: there are no drawn codes in the mix", hint)
-        each = [p.drawn for p in windows.packs if p.drawn is not None]
-        entries = 1 + max(int(drawn.max(initial=0, where=drawn != UNKNOWN)) for drawn in each)
-        if windows.books > config.codebooks or entries > config.size:
-            raise MoshiError(
-                f"stage {name}: {windows.books} codebooks of {entries} entries or more were drawn, "
-                f"the codec has {config.codebooks} of {config.size}"
-            )
 
     def tensors(self) -> dict[str, Tensor]:
         norms = self.balancer.norms.items()
@@ -160,12 +141,8 @@ class CodecObjective:
         fewer = torch.rand(B, generator=g) < stage.dropout
         counts = torch.randint(1, total + 1, (B,), generator=g)
         counts = torch.where(fewer, counts, total)
-        drawn = None
-        if stage.drawn and batch.drawn is not None:
-            said = torch.rand(B, 1, 1, generator=g) < stage.drawn
-            drawn = torch.where(said.to(self.device), batch.drawn, UNKNOWN)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=stage.bf16):
-            out = self.reduce(batch.wav, quantize.to(self.device), counts.to(self.device), g, drawn)
+            out = self.reduce(batch.wav, quantize.to(self.device), counts.to(self.device), g)
         metrics = {"audio_s": batch.wav.numel() / mimi.sample_rate}
         metrics["commitment"] = out.commitment.item()
         inner = self.teach(batch, out, metrics)
@@ -243,16 +220,10 @@ class CodecObjective:
         return (items, first, frames), batch.wav[:, 0][items[:, None], at][:, None]
 
     def reduce(
-        self,
-        wav: Tensor,
-        quantize: Tensor,
-        counts: Tensor,
-        generator: torch.Generator,
-        drawn: Tensor | None = None,
+        self, wav: Tensor, quantize: Tensor, counts: Tensor, generator: torch.Generator
     ) -> Bottleneck:
-        """`Mimi.bottleneck`; with a frozen encoder the codes are fixed and only decoding learns,
-        from those that a language model drew, where it did (long[B, Q, T]). A latent that is read
-        out is whole until codebooks are aimed by what is read."""
+        """`Mimi.bottleneck`; with a frozen encoder the codes are fixed and only decoding learns. A
+        latent that is read out is whole until codebooks are aimed by what is read."""
         mimi = self.mimi
         if "readout" in self.modules and not mimi.quantizer.fitted:
             latent = mimi.encode_latent(wav)  # [B, D, T]
@@ -265,10 +236,6 @@ class CodecObjective:
             )
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             codes = mimi.encode(wav)
-            if drawn is not None:
-                books = drawn.shape[1]  # the first ones, where the codec has more
-                first = torch.where(drawn == UNKNOWN, codes[:, :books], drawn)
-                codes = torch.cat([first, codes[:, books:]], 1)
             latent = mimi.quantizer.decode(codes)  # [B, D, T]
         return Bottleneck(latent, codes, latent.new_zeros(0), latent.new_zeros(()))
 

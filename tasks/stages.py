@@ -143,7 +143,6 @@ class CodecStage(Stage):
     quantize_late: float = 1.0  # … and once the critics count
     codebook_decay: float = 0.99
     dropout: float = 0.25  # probability, per item, of fewer codebooks
-    drawn: float = 0.0  # probability, per item, of a language model's codes, where packs have them
     critics_from: float = 0.5  # 1: never
     critics_ramp: float = 0.02  # in which the critics only learn
     critics_window_s: float = 0.64  # random crop that the critics see
@@ -211,7 +210,7 @@ class LmStage(Stage):
 
 SHARES = (  # what cannot be less than 0 or more than 1
     "dropout", "ema", "hide", "narrow", "narrow_given", "deaf", "untold", "hide_text", "doubt",
-    "gaps", "depth_share", "drawn",
+    "gaps", "depth_share",
 )  # fmt: skip
 LOSSES: dict[type[Stage], tuple[str, ...]] = {  # what the weights are for
     CodecStage: (

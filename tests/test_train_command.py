@@ -16,6 +16,7 @@ import torch
 import yaml
 from conftest import TINY_LM
 from test_teachers import model_bin, whisper_values, write_bin
+from torch import Tensor
 from typer.testing import CliRunner
 
 from moshi_cli import app as cli
@@ -24,7 +25,7 @@ from moshi_cli.core import weights
 from moshi_cli.core.errors import MoshiError
 from moshi_cli.session import BUILTIN
 from moshi_cli.tasks import benchmark, curves
-from moshi_cli.tasks.cache import Clip, Variant, write_cache
+from moshi_cli.tasks.cache import Cache, Clip, Variant, write_cache
 from moshi_cli.tasks.data import Pack
 from moshi_cli.tasks.recipes import load
 
@@ -45,6 +46,15 @@ LM = {
 
 def moshi(*args: object) -> Any:
     return CliRunner().invoke(cli.app, ["train", *map(str, args)])
+
+
+class Hearer:
+    """Who understands what is said first better than what is said later."""
+
+    def __init__(self, folder: Path) -> None: ...
+
+    def hear(self, sounds: Tensor, texts: list[list[str]]) -> list[list[float]]:
+        return [[-1.0 - i] * len(text) for i, text in enumerate(texts)]
 
 
 @pytest.fixture(scope="module")
@@ -237,26 +247,34 @@ def test_the_built_in_recipe_from_sound_to_speech(
     model = weights.load(first, device="cpu")
     assert not torch.equal(after.input_proj.weight, model.mimi.quantizer.acoustic.input_proj.weight)
     old = model.mimi.state_dict()
-    encode = ["pack", "--plan", recipes / "codes.yaml", "-o", "codes", "-m", first, "--residual"]
+    plan = tmp_path / "codes.yaml"
+    encode = ["pack", "--plan", plan, "-o", "codes/whole", "-m", first, "--residual"]
     small_plan = yaml.safe_load((recipes / "codes.yaml").read_text())
     for windows in small_plan["windows"]:
         windows["count"] = 2
-    encode[2] = tmp_path / "codes.yaml"
-    (tmp_path / "codes.yaml").write_text(yaml.safe_dump(small_plan))
+    plan.write_text(yaml.safe_dump(small_plan))
     done = CliRunner().invoke(cli.app, ["data", "encode", *map(str, encode)])
     assert done.exit_code == 0, done.output
     run("hear", shape, f"model.lm={json.dumps(LM)}", "spelled_by=1", "compile=false")
     assert curves.read_metrics(tmp_path / "runs" / "hear")[-1]["letters"] > 0
-    spoken = run("lm", "spelled_by=1", "compile=false")
-    draw = importlib.import_module("draw")
-    monkeypatch.setattr(sys, "argv", f"draw {spoken} pack --processes 1".split())
-    draw.main()
+    learnt = run("lm", "spelled_by=1", "compile=false")
     third = run("voice", shape, "listener=whisper", "mix=[{folder: pack, kinds: [moshi]}]")
     new = weights.load(third, device="cpu").mimi.state_dict()
     changed = {key for key in old if not torch.equal(old[key], new[key])}
     assert changed and all(key.startswith(("decoder", "upsample")) for key in changed)
-    convert = ["models", "convert", spoken, "--mimi-weight", third / "model.safetensors"]
-    convert += ["-o", "out", "--store", "int8", "--codec-store", "fp16"]  # as in train.sh
+    spoken = tmp_path / "runs" / "spoken"
+    convert = ["models", "convert", learnt, "--mimi-weight", third / "model.safetensors"]
+    done = CliRunner().invoke(cli.app, [*map(str, convert), "-o", str(spoken), "--store", "fp32"])
+    assert done.exit_code == 0, done.output
+    rehearse = importlib.import_module("rehearse")
+    monkeypatch.setattr(rehearse, "Ear", Hearer)
+    line = f"rehearse {spoken} whisper codes/aloud-said-1 pack --texts 2 --takes 2 --slots 2"
+    monkeypatch.setattr(sys, "argv", line.split())
+    rehearse.main()
+    takes = Cache("codes", 4).takes
+    assert {w for t in takes for w in t.worth} == {0.5, -0.25}
+    aloud = run("aloud", "spelled_by=1", "compile=false")
+    convert = ["models", "convert", aloud, "-o", "out", "--store", "int8", "--codec-store", "fp16"]
     done = CliRunner().invoke(cli.app, [*map(str, convert)])
     assert done.exit_code == 0, done.output
     assert "runs/voice/model/model.safetensors" in (recipes / "train.sh").read_text()

@@ -144,7 +144,7 @@ class Ear:
         from faster_whisper.tokenizer import Tokenizer
         from faster_whisper.transcribe import get_ctranslate2_storage
 
-        self.model = WhisperModel(str(folder), device="cpu", compute_type="float32", cpu_threads=1)
+        self.model = WhisperModel(str(folder), device="cpu", compute_type="int8", cpu_threads=1)
         self.encoder = WhisperEncoder(folder, RATE_HZ)  # for its spectra of sound at that rate
         self.storage = get_ctranslate2_storage
         self.tokenizer = Tokenizer(

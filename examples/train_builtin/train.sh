@@ -11,6 +11,7 @@ export GLIBC_TUNABLES=glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.mallo
 GLIBC_TUNABLES+=:glibc.malloc.trim_threshold=8589934592
 
 [ -x "$voices" ] || "$here/teachers.sh"
+python -c "import faster_whisper" || exit 1  # pip install faster-whisper, beside moshi: rehearse.py
 # Natural voices, hours of work.
 speak() { # NAME SEED … of make_corpus.py
     $voices "$here/make_corpus.py" "$CORPUS/$1" --seed "$2" "${@:3}"
@@ -69,9 +70,31 @@ train lm $two
 [ -d runs/last/model ] || $two train "$here/lm.yaml" --resume --set model.model=runs/lm/model \
     --set run.output=runs/last --set minutes=15 --set lr=8e-4 --set ema=0.99 --set tasks.chat=1.6
 [ -d runs/mean ] || python "$here/mean.py" runs/lm/model runs/last/model runs/mean
-# And the decoder once more, now that there is somebody who speaks.
-[ -f pack/drawn.u16 ] || python "$here/draw.py" runs/mean pack
+# The decoder once more, on the new codes.
 train voice $two
-moshi models convert runs/mean --mimi-weight runs/voice/model/model.safetensors -o "$out" \
-    --ngrams ngrams.safetensors \
-    --store int8 --codec-store fp16
+[ -d runs/spoken ] ||
+    moshi models convert runs/mean --mimi-weight runs/voice/model/model.safetensors -o runs/spoken \
+        --ngrams ngrams.safetensors --store fp32
+# Recordings cannot tell a model what is wrong with what it says itself: it speaks, a recogniser says
+# which words it understands, and the model goes on with that.
+rehearse() { # MODEL NAME SEED … of rehearse.py
+    python "$here/rehearse.py" "$1" whisper "codes/aloud-$2" pack pack-light --seed "$3" "${@:4}"
+}
+now=runs/spoken
+for round in 1 2 3; do
+    next=runs/aloud-$round
+    if [ ! -d $next/model ]; then
+        if [ ! -f codes/round-$round ]; then
+            rm -rf codes/aloud-* codes/round-*
+            for half in 1 2; do
+                rehearse $now said-$half $round$half --texts 500 &&
+                    rehearse $now answered-$half $round$half --texts 120 --chat &
+            done
+            wait
+            touch codes/round-$round
+        fi
+        $two train "$here/aloud.yaml" --resume --set model.model=$now --set run.output=$next
+    fi
+    now=$next/model
+done
+moshi models convert $now -o "$out" --ngrams ngrams.safetensors --store int8 --codec-store fp16
