@@ -130,6 +130,11 @@ def test_a_word_is_worth_what_it_is_clearer_than_elsewhere(rehearse: ModuleType)
     assert [r["worth"] for r in rehearse.weighed(rows, 0.5)] == [[0.1, -0.5], [-0.05, 1.0], [0.0]]
 
 
+def test_words_that_whisper_writes_otherwise(rehearse: ModuleType) -> None:
+    said = "Forty-one, nine, alfa. Hello"
+    assert [rehearse.figures(word) for word in said.split()] == ["41,", "9,", "Alpha.", "Hello"]
+
+
 def test_a_cache_of_takes_is_learnt_from(
     model: Model, tiny_text: Text, rehearse: ModuleType, tmp_path: Path
 ) -> None:

@@ -41,6 +41,7 @@ from moshi_cli.tasks.loop import Output, drive
 from moshi_cli.tasks.sound import FRAME_SAMPLES, Sound
 from moshi_cli.tasks.tts import Speaking, speaking_engine
 from moshi_cli.tasks.whisper import WhisperEncoder
+from moshi_cli.tasks.wording import cardinal
 
 RATE_HZ, MARGIN_S = 24_000, 0.3
 OWN = "moshi"  # what the kinds of the own voice's clips begin with
@@ -51,6 +52,9 @@ ANSWER_S = 5.0  # after a question
 BEFORE, AFTER = 4, 14  # frames of an answer before its first word and after the last one's start
 LONGEST = 160  # letters of a text
 LEAST = 0.005  # likelihood of a token, of which less is no worse
+OTHERWISE = {"-".join(cardinal(n)): str(n) for n in range(100)} | {
+    "alfa": "Alpha", "juliett": "Juliet", "whiskey": "Whisky",
+}  # fmt: skip
 
 Row = dict[str, Any]
 
@@ -154,17 +158,32 @@ class Ear:
     @torch.inference_mode()
     def hear(self, sounds: Tensor, texts: list[list[str]]) -> list[list[float]]:
         """float32 [B, S], the words of each -> how likely each of them is once those before it are
-        known, as the mean log-likelihood of its tokens."""
+        known, as the mean log-likelihood of its tokens; spelled or in figures, as is likelier."""
         features = self.storage(self.encoder.spectrum(sounds).numpy())
         encoded = self.model.model.encode(features)
+        found = self.sure(encoded, features.shape[2], texts)
+        others = [[figures(word) for word in text] for text in texts]
+        if others == texts:
+            return found
+        either = zip(found, self.sure(encoded, features.shape[2], others), strict=True)
+        return [[max(pair) for pair in zip(a, b, strict=True)] for a, b in either]
+
+    def sure(self, encoded: Any, frames: int, texts: list[list[str]]) -> list[list[float]]:
+        """The same of one way to write."""
         words = [[self.tokenizer.encode(f" {word}") for word in text] for text in texts]
         flat = [[token for word in text for token in word] for text in words]
-        start, frames = self.tokenizer.sot_sequence, [features.shape[2]] * len(texts)
-        sure = self.model.model.align(encoded, start, flat, frames)
+        start = self.tokenizer.sot_sequence
+        sure = self.model.model.align(encoded, start, flat, [frames] * len(texts))
         each = [np.log(np.maximum(part.text_token_probs, LEAST)) for part in sure]
         ends = [np.cumsum([len(word) for word in text])[:-1] for text in words]
         split = [np.split(logs, at) for logs, at in zip(each, ends, strict=True)]
         return [[float(word.mean()) for word in text] for text in split]
+
+
+def figures(word: str) -> str:
+    """A word as Whisper writes it, where that is not as it is spelled."""
+    bare = word.strip(",.!?;:").lower()
+    return word.lower().replace(bare, OTHERWISE[bare]) if bare in OTHERWISE else word
 
 
 def readings(model: Model, rows: list[Row], takes: int, seed: int) -> Iterator[Reading]:
