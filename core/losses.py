@@ -229,11 +229,9 @@ def lm_loss(
         columns = targets.transpose(1, 2)[frames].t()[None]  # [1, 1 + Q, N]
         logits = lm.depth_logits(h[frames][None], columns)[0].float()  # [Q, N, C]
         valid = mask.transpose(1, 2)[frames].t()[1:]  # [Q, N]
-        counts = (
-            valid
-            if shifted.worth is None
-            else valid * shifted.worth.transpose(1, 2)[frames].t()[1 : 1 + Q]
-        )
+        counts = valid.float()  # [Q, N]
+        if shifted.worth is not None:
+            counts = counts * shifted.worth.transpose(1, 2)[frames].t()[1 : 1 + Q]
         wanted = torch.where(valid, columns[0, 1:], 0)
         ce = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="none").view(Q, -1)
         each = torch.full((Q, 1), w.acoustic).to(ce)
@@ -278,8 +276,10 @@ def join_shifted(parts: Sequence[Shifted]) -> Shifted:
     residual = None if known is None else join("residual", 0)
     worth = None
     if any(p.worth is not None for p in parts):
+        ones = [torch.ones_like(p.mask, dtype=torch.float32) for p in parts]
         parts = [
-            replace(p, worth=torch.ones(p.mask.shape)) if p.worth is None else p for p in parts
+            replace(p, worth=one) if p.worth is None else p
+            for p, one in zip(parts, ones, strict=True)
         ]
         worth = join("worth", 1)
     columns = join("inputs", ZERO), join("targets", ZERO), join("mask", False)

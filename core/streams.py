@@ -183,10 +183,8 @@ class DelayPattern:
             late = zip(residual.chunk(2, 1), self.halves(), strict=True)
             residual = torch.cat([F.pad(x, (1 + d, S))[..., :S] for x, d in late], 1)
         if worth is not None:
-            each = (
-                worth[:, None].expand(B, K, T).gather(2, frame.clamp(0, T - 1).expand(B, K, S + 1))
-            )
-            worth = torch.cat([torch.ones_like(each[:, :1]), each[:, 1:]], 1)[..., 1:]
+            worth = worth[:, frame[:, 1:].clamp(0, T - 1)]  # [B, K, S]
+            worth[:, 0] = 1
         return Shifted(columns[..., :-1], columns[..., 1:], mask[..., 1:], residual, worth)
 
 

@@ -81,7 +81,7 @@ rehearse() { # MODEL NAME SEED … of rehearse.py
     python "$here/rehearse.py" "$1" whisper "codes/aloud-$2" pack pack-light --seed "$3" "${@:4}"
 }
 now=runs/spoken
-for round in 1 2 3; do
+for round in 1 2; do
     next=runs/aloud-$round
     if [ ! -d $next/model ]; then
         if [ ! -f codes/round-$round ]; then
@@ -97,4 +97,6 @@ for round in 1 2 3; do
     fi
     now=$next/model
 done
-moshi models convert $now -o "$out" --ngrams ngrams.safetensors --store int8 --codec-store fp16
+# The mean with the model before speaks as well and has forgotten less of what it hears.
+[ -d runs/both ] || python "$here/mean.py" runs/spoken $now runs/both
+moshi models convert runs/both -o "$out" --ngrams ngrams.safetensors --store int8 --codec-store fp16
