@@ -77,26 +77,19 @@ train voice $two
         --ngrams ngrams.safetensors --store fp32
 # Recordings cannot tell a model what is wrong with what it says itself: it speaks, a recogniser says
 # which words it understands, and the model goes on with that.
-rehearse() { # MODEL NAME SEED … of rehearse.py
-    python "$here/rehearse.py" "$1" whisper "codes/aloud-$2" pack pack-light --seed "$3" "${@:4}"
+rehearse() { # NAME SEED … of rehearse.py
+    python "$here/rehearse.py" runs/spoken whisper "codes/aloud-$1" pack pack-light --seed "$2" "${@:3}"
 }
-now=runs/spoken
-for round in 1 2; do
-    next=runs/aloud-$round
-    if [ ! -d $next/model ]; then
-        if [ ! -f codes/round-$round ]; then
-            rm -rf codes/aloud-* codes/round-*
-            for half in 1 2; do
-                rehearse $now said-$half $round$half --texts 500 &&
-                    rehearse $now answered-$half $round$half --texts 120 --chat &
-            done
-            wait
-            touch codes/round-$round
-        fi
-        $two train "$here/aloud.yaml" --resume --set model.model=$now --set run.output=$next
-    fi
-    now=$next/model
-done
+if [ ! -f codes/aloud ]; then
+    rm -rf codes/aloud-*
+    for half in 1 2; do
+        rehearse said-$half $half --texts 500 &&
+            rehearse answered-$half $half --texts 120 --chat &
+    done
+    wait
+    touch codes/aloud
+fi
+train aloud $two
 # The mean with the model before speaks as well and has forgotten less of what it hears.
-[ -d runs/both ] || python "$here/mean.py" runs/spoken $now runs/both
+[ -d runs/both ] || python "$here/mean.py" runs/spoken runs/aloud/model runs/both
 moshi models convert runs/both -o "$out" --ngrams ngrams.safetensors --store int8 --codec-store fp16
