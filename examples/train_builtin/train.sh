@@ -87,6 +87,7 @@ if [ ! -f codes/aloud ]; then
             rehearse answered-$half $half --texts 120 --chat &
     done
     wait
+    ls codes/aloud-{said,answered}-{1,2}/index.jsonl >/dev/null  # or it ends here
     touch codes/aloud
 fi
 train aloud $two
