@@ -73,18 +73,6 @@ def test_fewer_codebooks_are_the_first_ones(lm: LmConfig) -> None:
     assert torch.equal(fewer, codes[:, :2])
 
 
-def test_codes_that_are_known_are_not_chosen(lm: LmConfig) -> None:
-    depth = DepthTransformer(lm).eval()
-    h, text = torch.randn(N, 16), torch.randint(0, 16, (N,))
-    known = torch.randint(0, 16, (N, 2))
-    with torch.no_grad():
-        codes = depth.sample(h, text, GREEDY, known=known)[0]
-        columns = torch.cat([text[:, None], codes], 1)[None].transpose(1, 2)  # [1, 1 + Q, N]
-        expected = depth(h[None], columns)[0].argmax(-1).t()  # [N, Q]
-    assert torch.equal(codes[:, :2], known)
-    assert torch.equal(codes[:, 2:], expected[:, 2:])
-
-
 def test_guidance_mixes_logits_and_feeds_one_token() -> None:
     depth = DepthTransformer(TINY_LM).eval()
     real, null, text = torch.randn(N, 16), torch.randn(N, 16), torch.randint(0, 16, (N,))
