@@ -75,6 +75,9 @@ train voice $two
 [ -d runs/spoken ] ||
     moshi models convert runs/mean --mimi-weight runs/voice/model/model.safetensors -o runs/spoken \
         --ngrams ngrams.safetensors --store fp32
+# Answers are said word for word: of each the take that a recogniser understands best, from now on.
+[ -f codes/clear/index.jsonl ] ||
+    { rm -rf codes/clear && python "$here/choose.py" runs/spoken whisper codes codes/clear; }
 # Recordings cannot tell a model what is wrong with what it says itself: it speaks, a recogniser says
 # which words it understands, and the model goes on with that.
 rehearse() { # NAME SEED … of rehearse.py
