@@ -11,7 +11,6 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from moshi_cli.core.config import ModelConfig
 from moshi_cli.core.lm import MoshiLm

@@ -266,13 +266,14 @@ def test_the_built_in_recipe_from_sound_to_speech(
     convert = ["models", "convert", learnt, "--mimi-weight", third / "model.safetensors"]
     done = CliRunner().invoke(cli.app, [*map(str, convert), "-o", str(spoken), "--store", "fp32"])
     assert done.exit_code == 0, done.output
-    rehearse = importlib.import_module("rehearse")
-    monkeypatch.setattr(rehearse, "Ear", Hearer)
-    line = f"rehearse {spoken} whisper codes/aloud-said-1 pack --texts 2 --takes 2 --slots 2"
-    monkeypatch.setattr(sys, "argv", line.split())
-    rehearse.main()
-    takes = Cache("codes", 4).takes
-    assert {w for t in takes for w in t.worth} == {0.5, -0.25}
+    choose = importlib.import_module("choose")
+    monkeypatch.setattr(choose, "Ear", Hearer)
+    monkeypatch.setattr(sys, "argv", f"choose {spoken} whisper codes codes/clear".split())
+    choose.main()
+    assert 'choose.py" runs/spoken whisper codes codes/clear' in (recipes / "train.sh").read_text()
+    answers = [t for t in Cache("codes", 4).takes if t.kind.startswith("moshi-answer")]
+    clear = [t for t in answers if t.kind == "moshi-answer-clear"]
+    assert {t.text for t in clear} == {t.text for t in answers} and len(clear) < len(answers)
     aloud = run("aloud", "spelled_by=1", "compile=false")
     convert = ["models", "convert", aloud, "-o", "out", "--store", "int8", "--codec-store", "fp16"]
     done = CliRunner().invoke(cli.app, [*map(str, convert)])

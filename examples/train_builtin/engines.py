@@ -24,6 +24,7 @@ TEACHERS = Path(os.environ.get("TEACHERS", Path.home() / "teachers"))
 TEST_VOICES = {"af_bella", "am_puck", "bf_lily", "bm_lewis"}  # for the final figures
 DEV_VOICES = {"am_eric"}  # for choices made during training
 OWN_VOICE, OWN_SPEED = "af_heart", 0.95
+SLOW = (0.8, 0.9)  # speeds of what it says word for word: the codec keeps more of slow speech
 
 Word = tuple[str, float, float]
 Spoken = tuple[np.ndarray, list[Word], dict[str, float], dict[str, float]]
@@ -185,8 +186,9 @@ class Kokoro:
     def random(self, text: str, rng: random.Random) -> Spoken | None:
         return self.say(text, self.pick(rng), round(rng.uniform(0.85, 1.2), 2))
 
-    def own(self, text: str, rng: random.Random) -> Spoken | None:
-        return self.say(text, {OWN_VOICE: 1.0}, OWN_SPEED)
+    def own(self, text: str, rng: random.Random, slow: bool = False) -> Spoken | None:
+        speed = round(rng.uniform(*SLOW), 2) if slow else OWN_SPEED
+        return self.say(text, {OWN_VOICE: 1.0}, speed)
 
 
 class LightKokoro(Kokoro):
@@ -382,7 +384,7 @@ class Festival:
     def random(self, text: str, rng: random.Random) -> Spoken | None:
         return self.say(text, round(rng.uniform(0.88, 1.14), 2))
 
-    def own(self, text: str, rng: random.Random) -> Spoken | None:
+    def own(self, text: str, rng: random.Random, slow: bool = False) -> Spoken | None:
         return self.say(text, 1.0)
 
     def say(self, text: str, factor: float) -> Spoken | None:

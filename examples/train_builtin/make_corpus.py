@@ -83,8 +83,10 @@ def main() -> None:
                 text, pair = seldom.sentence(rng), None
             else:
                 text, pair = sentence(rng, kind, turns[kind], str(args.seed))
-            speak = engines[name].own if kind.startswith("moshi-") else engines[name].random
-            spoken: Spoken | None = speak(text, rng)
+            if kind.startswith("moshi-"):
+                spoken: Spoken | None = engines[name].own(text, rng, slow=kind.endswith("answer"))
+            else:
+                spoken = engines[name].random(text, rng)
             clip += 1
             if not spoken:
                 rejected += 1

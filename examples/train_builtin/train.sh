@@ -11,7 +11,7 @@ export GLIBC_TUNABLES=glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.mallo
 GLIBC_TUNABLES+=:glibc.malloc.trim_threshold=8589934592
 
 [ -x "$voices" ] || "$here/teachers.sh"
-python -c "import faster_whisper" || exit 1  # pip install faster-whisper, beside moshi: rehearse.py
+python -c "import faster_whisper" || exit 1  # pip install faster-whisper, beside moshi: choose.py
 # Natural voices, hours of work.
 speak() { # NAME SEED … of make_corpus.py
     $voices "$here/make_corpus.py" "$CORPUS/$1" --seed "$2" "${@:3}"
@@ -78,21 +78,7 @@ train voice $two
 # Answers are said word for word: of each the take that a recogniser understands best, from now on.
 [ -f codes/clear/index.jsonl ] ||
     { rm -rf codes/clear && python "$here/choose.py" runs/spoken whisper codes codes/clear; }
-# Recordings cannot tell a model what is wrong with what it says itself: it speaks, a recogniser says
-# which words it understands, and the model goes on with that.
-rehearse() { # NAME SEED … of rehearse.py
-    python "$here/rehearse.py" runs/spoken whisper "codes/aloud-$1" pack pack-light --seed "$2" "${@:3}"
-}
-if [ ! -f codes/aloud ]; then
-    rm -rf codes/aloud-*
-    for half in 1 2; do
-        rehearse said-$half $half --texts 500 &&
-            rehearse answered-$half $half --texts 120 --chat &
-    done
-    wait
-    ls codes/aloud-{said,answered}-{1,2}/index.jsonl >/dev/null  # or it ends here
-    touch codes/aloud
-fi
+# The model hears itself nearly always from here on, as it does once it speaks.
 train aloud $two
 # The mean with the model before speaks as well and has forgotten less of what it hears.
 [ -d runs/both ] || python "$here/mean.py" runs/spoken runs/aloud/model runs/both
