@@ -24,7 +24,7 @@ from moshi_cli.core.mimi import Mimi
 from moshi_cli.core.streams import ZERO
 from moshi_cli.core.text import PAD, Text
 from moshi_cli.core.weights import Model
-from moshi_cli.tasks import optimizers
+from moshi_cli.tasks import optimizers, signals
 from moshi_cli.tasks.cache import FRAME_HZ, Cache, Clip, Variant, write_cache
 from moshi_cli.tasks.data import Pack, Windows
 from moshi_cli.tasks.finetune import prepare
@@ -33,6 +33,7 @@ from moshi_cli.tasks.objectives import CodecObjective
 from moshi_cli.tasks.optimizers import orthogonalized
 from moshi_cli.tasks.samples import Samples, worth_of
 from moshi_cli.tasks.seeding import seed_embeddings
+from moshi_cli.tasks.signals import stop_signals
 from moshi_cli.tasks.spelling import UNKNOWN
 from moshi_cli.tasks.stages import Casting, CodecStage, LmStage, Shape, Source, Stage
 from moshi_cli.tasks.train import Run, checkpoints, read_tensors, train
@@ -405,6 +406,30 @@ def test_sigterm_saves_and_stops(tmp_path: Path) -> None:
     assert summary.checkpoint == checkpoints(tmp_path)[-1]
     assert signal.getsignal(signal.SIGTERM) is before
     assert train(TOY, Toy(), tmp_path, resume=True).step == 8
+
+
+@pytest.mark.parametrize("relayed", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_that_is_passed_on_is_one_wish(relayed: signal.Signals) -> None:
+    """As torchrun does with what its workers have had from the terminal."""
+    with stop_signals() as stop:
+        for number in (signal.SIGINT, relayed, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+            assert stop.is_set()
+
+
+def test_a_later_signal_acts_as_usual(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(signals.time, "monotonic", lambda: now[0])
+
+    def impatient() -> None:
+        with stop_signals():
+            os.kill(os.getpid(), signal.SIGINT)
+            now[0] += signals.SAME_WISH_S
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        impatient()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_last_checkpoints_are_kept_and_others_refused(tmp_path: Path) -> None:
