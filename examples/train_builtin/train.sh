@@ -80,6 +80,8 @@ train voice $two
     { rm -rf codes/clear && python "$here/choose.py" runs/spoken whisper codes codes/clear; }
 # The model hears itself nearly always from here on, as it does once it speaks.
 train aloud $two
-# The mean with the model before speaks as well and has forgotten less of what it hears.
-[ -d runs/both ] || python "$here/mean.py" runs/spoken runs/aloud/model runs/both
+# The mean with the model before has forgotten nothing of what it hears; the new depth transformer
+# speaks better than the mean of both.
+[ -d runs/both ] ||
+    python "$here/mean.py" runs/spoken runs/aloud/model runs/both --keep depformer linears
 moshi models convert runs/both -o "$out" --ngrams ngrams.safetensors --store int8 --codec-store fp16
