@@ -52,7 +52,9 @@ class TalkingFlags:
     cfg_coef: Annotated[float | None, flag("--cfg-coef", "Guidance, where it was learnt.")] = None
     greedy: Annotated[bool, flag("--greedy", "Always the likeliest token.")] = False
     lead_silence: Annotated[float, flag("--lead-silence", "Seconds before the sound.", min=0)] = 0.0
-    tail_silence: Annotated[float, flag("--tail-silence", "Seconds after it.", min=0)] = 2.0
+    tail_silence: Annotated[
+        float, flag("--tail-silence", "Seconds after it, to answer in.", min=0)
+    ] = 6.0
     text_prompt: Annotated[str | None, flag("--text-prompt", "A role (not all models).")] = None
     voice_prompt: Annotated[str | None, flag("--voice-prompt", "A voice (not all models).")] = None
     jsonl: Annotated[bool, flag("--jsonl", "Events on stdout, as they happen.")] = False

@@ -32,7 +32,7 @@ class TalkingOptions:
     """The frame of one conversation."""
 
     lead_s: float = 0.0  # silence before the sound, for the model to settle; its reply is dropped
-    tail_s: float = 2.0  # silence after it, for the model to finish
+    tail_s: float = 6.0  # silence after it, for the model to finish
     live: bool = False  # one frame out for every frame in, at once; silence where none is whole
 
 

@@ -62,11 +62,11 @@ def sound(source: str | bytes) -> torch.Tensor:
     return audio.read(io.BytesIO(source) if isinstance(source, bytes) else source)[0]
 
 
-def test_a_reply_is_as_long_as_the_input_and_two_seconds(invoke: Invoke, model: Model) -> None:
+def test_a_reply_is_as_long_as_the_input_and_six_seconds(invoke: Invoke, model: Model) -> None:
     done = invoke("-i", "a.wav", "-o", "reply.wav")
     assert done.exit_code == 0 and done.stdout == "", done.stderr
     pcm = sound("reply.wav")
-    assert len(pcm) == 20_000 + 48_000
+    assert len(pcm) == 20_000 + 6 * 24_000
     assert torch.allclose(pcm, reply(model, "a.wav").pcm.clamp(-1, 1), atol=1e-4)
     assert "first sound after" in done.stderr
 
@@ -82,7 +82,7 @@ def test_the_words_as_json(invoke: Invoke, model: Model) -> None:
     said = reply(model, "a.wav")
     assert told["text"] == said.text and len(told["tokens"]) == len(said.pieces) > 0
     assert told["tokens"][0]["t"] == round(said.pieces[0].at_s, 3)
-    assert told["input"] == "a.wav" and told["audio_s"] == pytest.approx(68_000 / 24_000, abs=1e-3)
+    assert told["input"] == "a.wav" and told["audio_s"] == pytest.approx(164_000 / 24_000, abs=1e-3)
     assert invoke("a.wav", "-o", "r.wav", "--text-output", "r.json").exit_code == 0
     assert json.loads(Path("r.json").read_text()) == told
 
@@ -99,7 +99,7 @@ def test_events(invoke: Invoke) -> None:
     told = [json.loads(line) for line in done.stdout.splitlines()]
     kinds = {event["type"] for event in told}
     assert {"text", "audio"} <= kinds
-    assert sum(e["samples"] for e in told if e["type"] == "audio") == 68_000
+    assert sum(e["samples"] for e in told if e["type"] == "audio") == 164_000
 
 
 def test_many_conversations(invoke: Invoke, model: Model) -> None:
@@ -111,7 +111,7 @@ def test_many_conversations(invoke: Invoke, model: Model) -> None:
             "a.wav", "a.json", "b.wav", "b.json",
         }  # fmt: skip
         pcm = sound(f"{folder}/b.wav")
-        assert len(pcm) == 7001 + 48_000
+        assert len(pcm) == 7001 + 6 * 24_000
         assert torch.allclose(pcm, reply(model, "b.wav").pcm.clamp(-1, 1), atol=1e-4)
 
 
