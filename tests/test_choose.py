@@ -33,10 +33,14 @@ TAKES = (
 @pytest.fixture
 def choose(root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     monkeypatch.syspath_prepend(str(root / "examples" / "train_builtin"))
+    scripts = ("choose", "rehearse")  # others may have loaded one of them
+    for name in scripts:
+        sys.modules.pop(name, None)
     import choose
 
     yield choose
-    del sys.modules["choose"], sys.modules["rehearse"]
+    for name in scripts:
+        sys.modules.pop(name, None)
 
 
 def cached(folder: Path, mimi: Mimi) -> Cache:

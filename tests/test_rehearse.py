@@ -42,7 +42,7 @@ def rehearse(root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType
     import rehearse
 
     yield rehearse
-    del sys.modules["rehearse"]
+    sys.modules.pop("rehearse")
 
 
 class Ear:
