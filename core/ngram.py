@@ -4,12 +4,14 @@ Interpolated Kneser-Ney probabilities as a table that backs off: an n-gram that 
 its own value, another one that of its last n - 1 tokens and the weight of its history. The words of
 the text stand beside it: others are much less likely, which a few pieces do not tell. Keys are
 hashes of 32 bits: of a million entries, one look-up in four thousand finds what is not there.
+A recurrent model of the same text may have half a say (recurrent.py).
 """
 
 from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,13 +21,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from moshi_cli.core.errors import ModelError
+from moshi_cli.core.recurrent import Recurrent
 from moshi_cli.core.sampling import mix
 from moshi_cli.core.text import EOS, PAD
 
 UNKNOWN = 10.0  # nats by which a piece that makes no word of the text is less likely
 PIECES = 7  # of a word, the last of which are looked at; a longer word counts as known
 BESIDE = 0.2  # the rest of it keeps what else is said as probable as it was, or nearly
+REMEMBERED = 0.5  # what a recurrent model has to say against its n-grams
 NOTHING = -1  # a place in the past before anything was said
+RECURRENT = "recurrent."  # what its tensors' names begin with
 PARTS = {"keys": 0, "values": 0, "histories": 1, "weights": 1}  # file's tensors, by what they list
 
 
@@ -95,8 +100,8 @@ class Words:
 
 
 class NGram:
-    """log p(token | the tokens before it) over a vocabulary: by its own table, or by it and, for a
-    share of `BESIDE`, by another one."""
+    """log p(token | the tokens before it) over a vocabulary: by its own table, for a share of
+    `REMEMBERED` by its recurrent model, if it has one, and for one of `BESIDE` by another table."""
 
     def __init__(
         self,
@@ -106,9 +111,10 @@ class NGram:
         histories: Listed,
         beside: NGram | None = None,
         words: Words | None = None,
+        recurrent: Recurrent | None = None,
     ):
         self.order, self.size, self.grams, self.histories = order, size, grams, histories
-        self.beside, self.words = beside, words
+        self.beside, self.words, self.recurrent = beside, words, recurrent
 
     @property
     def context(self) -> int:
@@ -116,9 +122,16 @@ class NGram:
         own = max(self.order - 1, PIECES if self.words else 0)
         return max(own, self.beside.context if self.beside else 0)
 
+    @property
+    def memory(self) -> int:
+        """How many numbers tell what was said long before; 0: none are needed."""
+        return 0 if self.recurrent is None else self.recurrent.memory
+
     def mixed(self, beside: NGram) -> NGram:
-        """With another one beside; their files stay apart."""
-        return NGram(self.order, self.size, self.grams, self.histories, beside, self.words)
+        """With the table of another one beside; their files stay apart."""
+        return NGram(
+            self.order, self.size, self.grams, self.histories, beside, self.words, self.recurrent
+        )
 
     def to(self, device: torch.device | str) -> NGram:
         """The same on a device."""
@@ -129,19 +142,28 @@ class NGram:
         words = self.words
         if words is not None:
             words = Words(words.begins.to(device), words.known.to(device))
-        return NGram(self.order, self.size, grams, histories, beside, words)
+        recurrent = None if self.recurrent is None else self.recurrent.to(device)
+        return NGram(self.order, self.size, grams, histories, beside, words, recurrent)
 
-    def __call__(self, past: Tensor, tokens: Tensor) -> Tensor:
-        """past long[R, context or more] (newest last, NOTHING before the first), tokens long[R, k]
-        -> float32 [R, k] in nats."""
+    def __call__(self, past: Tensor, tokens: Tensor, memory: Tensor | None = None) -> Tensor:
+        """past long[R, context or more] (newest last, NOTHING before the first), tokens long[R, k],
+        memory float32 [R, 2H] of the recurrent model, or None to do without -> float32 [R, k] in
+        nats."""
         score = self.table(past, tokens)
-        if self.beside is None:
-            return score
-        more = self.beside(past, tokens) + math.log(BESIDE)
-        return torch.logaddexp(score + math.log(1 - BESIDE), more)
+        if self.recurrent is not None and memory is not None:
+            said = self.recurrent.after(memory).gather(1, tokens.clamp(max=self.size - 1))
+            score = shared(score, said, REMEMBERED)
+        if self.words is not None:
+            score = score - UNKNOWN * self.words.unknown(past[:, -PIECES:], tokens)
+        return score if self.beside is None else shared(score, self.beside(past, tokens), BESIDE)
+
+    def remember(self, memory: Tensor, token: Tensor) -> Tensor:
+        """memory [R, 2H] and the tokens that are said, long[R] -> memory after them."""
+        assert self.recurrent is not None
+        return self.recurrent.step(memory, token.clamp(max=self.size - 1))
 
     def table(self, past: Tensor, tokens: Tensor) -> Tensor:
-        """What its own table says."""
+        """What its own table says, of any words."""
         start = torch.zeros_like(tokens[:, :1])
         score = self.grams.find(fold(start + seed(1), tokens))[0]
         for n in range(2, self.order + 1):
@@ -150,12 +172,10 @@ class NGram:
                 key, before = fold(key, token[:, None]), fold(before, token[:, None])
             value, there = self.grams.find(fold(key, tokens))
             score = torch.where(there, value, score + self.histories.find(before)[0])
-        if self.words is not None:
-            score = score - UNKNOWN * self.words.unknown(past[:, -PIECES:], tokens)
         return score
 
     def save(self, path: Path) -> None:
-        """Write its own table as safetensors, values in half precision."""
+        """Write its own table and recurrent model as safetensors, values in half precision."""
         tables = (self.grams, self.histories)
         tensors = {
             name: (tables[i].keys if name in ("keys", "histories") else tables[i].values.half())
@@ -163,6 +183,9 @@ class NGram:
         }
         if self.words is not None:
             tensors |= {"words": self.words.known, "begins": self.words.begins}
+        if self.recurrent is not None:
+            weights = self.recurrent.state_dict()
+            tensors |= {f"{RECURRENT}{name}": value.half() for name, value in weights.items()}
         facts = {"order": str(self.order), "size": str(self.size)}
         part = path.with_name(f"{path.name}.tmp.{os.getpid()}")  # whole or absent
         save_file({k: v.contiguous().cpu() for k, v in tensors.items()}, str(part), facts)
@@ -179,9 +202,15 @@ def load_ngram(path: Path, device: torch.device | str = "cpu") -> NGram:
             words = None
             if "words" in file.keys():
                 words = Words(file.get_tensor("begins"), file.get_tensor("words"))
+            found = {name: file.get_tensor(name) for name in file.keys() if RECURRENT in name}
         order, size = int(facts["order"]), int(facts["size"])
     except Exception as error:
         raise ModelError(f"{path}: not n-grams of a language ({error})") from None
+    try:
+        recurrent = recurrent_of(found, size) if found else None
+    except (KeyError, RuntimeError, ValueError) as error:
+        said = str(error).splitlines()[0]
+        raise ModelError(f"{path}: its recurrent model is broken ({said})") from None
     grams, before = Listed(keys, values.float()), Listed(histories, weights.float())
     fit = len(keys) == len(values) and len(histories) == len(weights) and len(keys) > 0
     if words is not None:
@@ -189,4 +218,20 @@ def load_ngram(path: Path, device: torch.device | str = "cpu") -> NGram:
         fit &= len(words.known) > 0 and words.known.dtype == torch.int32
     if not (fit and 1 <= order <= 9 and keys.dtype == histories.dtype == torch.int32):
         raise ModelError(f"{path}: not n-grams of a language (its tables do not fit)")
-    return NGram(order, size, grams, before, words=words).to(device)
+    return NGram(order, size, grams, before, words=words, recurrent=recurrent).to(device)
+
+
+def recurrent_of(tensors: Mapping[str, Tensor], size: int) -> Recurrent:
+    """The recurrent model of a file's tensors; size: of the vocabulary. KeyError, RuntimeError or
+    ValueError if they are not one."""
+    weights = {name.removeprefix(RECURRENT): value.float() for name, value in tensors.items()}
+    width, dim = weights["lstm.weight_hh_l0"].shape[1], weights["lstm.weight_ih_l0"].shape[1]
+    with torch.device("meta"):
+        model = Recurrent(size, dim, width)
+    model.load_state_dict(weights, assign=True)
+    return model.eval().requires_grad_(False)
+
+
+def shared(first: Tensor, second: Tensor, share: float) -> Tensor:
+    """Log-probabilities of two models as one, in which the second has a share."""
+    return torch.logaddexp(first + math.log(1 - share), second + math.log(share))

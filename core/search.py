@@ -38,6 +38,7 @@ class SearchState(State):
     words: Tensor  # long[R], key of all tokens of text
     past: Tensor  # long[R, n], the latest tokens of text, newest last
     quiet: Tensor  # long[R], frames without text
+    memory: Tensor  # [R, n], what a recurrent model remembers of its text
     beam: int
 
     def rewind(self, tensor: Tensor, slots: Tensor) -> None:
@@ -69,6 +70,7 @@ class Search:
             torch.zeros(rows, dtype=torch.long, device=device),
             torch.full((rows, size), NOTHING, device=device),
             torch.zeros(rows, dtype=torch.long, device=device),
+            torch.zeros(rows, 0 if self.ngram is None else self.ngram.memory, device=device),
             self.beam,
         )
         state.reset(torch.ones(rows, dtype=torch.bool, device=device))
@@ -88,7 +90,8 @@ class Search:
         value, token = logits.log_softmax(-1).topk(k)  # [R, k]
         text = (token != self.lm.text_pad) & (token != self.lm.text_epad)
         if self.ngram is not None:
-            value = value + text * (self.weight * self.ngram(mine.past, token) + self.bonus)
+            usual = self.ngram(mine.past, token, mine.memory if self.ngram.memory else None)
+            value = value + text * (self.weight * usual + self.bonus)
         score = (mine.score[:, None] + value).view(-1, W * k)  # [B, C]
         words = torch.where(text, fold(mine.words[:, None], token), mine.words[:, None])
         ends = torch.where(text, -1, token)  # the same words may go on differently
@@ -105,9 +108,12 @@ class Search:
         keep(mine.words, fold(mine.words, chosen), said)
         keep(mine.past, torch.cat([mine.past[:, 1:], chosen[:, None]], 1), said)
         keep(mine.quiet, torch.where(said, 0, mine.quiet + 1), going)
-        rest = torch.full_like(mine.past, NOTHING)
+        rest, rests = torch.full_like(mine.past, NOTHING), going & (mine.quiet == PAUSE)
         rest[:, -1] = BOS
-        keep(mine.past, rest, going & (mine.quiet == PAUSE))
+        keep(mine.past, rest, rests)
+        if self.ngram is not None and self.ngram.memory:
+            keep(mine.memory, self.ngram.remember(mine.memory, chosen), said)
+            keep(mine.memory, torch.zeros_like(mine.memory), rests)
         # What is told of this step is final: others say it, too, or are lost.
         ring, told = state.ring.cells[:, 0], clock + 1 - latency + state.ring.grid.delays[0]
         cell = ring.gather(1, (told % ring.shape[1])[:, None])
@@ -130,7 +136,7 @@ class Search:
             if not len(rows):
                 return
         parent = parent[rows]
-        for tensor in (state.ring.cells, mine.words, mine.past, mine.quiet):
+        for tensor in (state.ring.cells, mine.words, mine.past, mine.quiet, mine.memory):
             tensor[rows] = tensor[parent]
         steps = clock[rows, None] - torch.arange(HOLD + 2, device=clock.device)
         at = steps % state.lm.layers[0].k.shape[2]  # [rows, HOLD + 2]

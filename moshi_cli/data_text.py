@@ -57,6 +57,10 @@ def ngrams(
     least: Annotated[
         str, flag("--least", "How often those of 2, 3, … tokens occur, to be kept.", metavar="N,N…")
     ] = "1,2,2",
+    recurrent: Annotated[
+        int,
+        flag("--recurrent", "Passes over the text for a recurrent model beside them.", min=0),
+    ] = 0,
     key: Key = "text",
     no_punctuation: Annotated[
         bool, flag("--no-punctuation", "Bare words, for a model that writes no punctuation.")
@@ -66,10 +70,12 @@ def ngrams(
 ) -> None:
     """Count n-grams of text tokens, for the search of `moshi asr`; a sentence is a line.
 
-    The words of the text are kept, too: the search finds others much less likely.
+    The words of the text are kept, too: the search finds others much less likely. A recurrent model
+    remembers whole sentences; five million tokens take some eight minutes a pass.
     """
     from moshi_cli.core.text import Text
     from moshi_cli.tasks.ngrams import bare, count, sentences, words_of
+    from moshi_cli.tasks.recurrent import Learning, learn
     from moshi_cli.tasks.texts import documents, text_files
 
     console = log.console("data ngrams")
@@ -84,6 +90,11 @@ def ngrams(
     rows = sentences(lines, pieces)
     made = count(rows, order, pieces.size, minima)
     made.words = words_of(rows, pieces)
+    if recurrent:
+        made.recurrent = learn(
+            rows, pieces.size, Learning(recurrent),
+            tell=lambda done, nats: console.info(f"pass {done}: {nats:.3f} nats a token"),
+        )  # fmt: skip
     output.parent.mkdir(parents=True, exist_ok=True)
     made.save(output)
     if json:

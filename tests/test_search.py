@@ -21,8 +21,18 @@ from moshi_cli.core.engine import Engine
 from moshi_cli.core.errors import InputError, ModelError, UsageError
 from moshi_cli.core.lm import MoshiLm
 from moshi_cli.core.mimi import Mimi
-from moshi_cli.core.ngram import BESIDE, NOTHING, PIECES, UNKNOWN, NGram, Words, load_ngram
+from moshi_cli.core.ngram import (
+    BESIDE,
+    NOTHING,
+    PIECES,
+    REMEMBERED,
+    UNKNOWN,
+    NGram,
+    Words,
+    load_ngram,
+)
 from moshi_cli.core.presets import MOSHI_NANO
+from moshi_cli.core.recurrent import Recurrent
 from moshi_cli.core.search import HOLD, LIKELIEST, LOST, PAUSE, merged
 from moshi_cli.core.streams import ZERO, DelayPattern, Role, Task
 from moshi_cli.core.text import BOS, EOS, EPAD, PAD, Text
@@ -107,6 +117,58 @@ def test_two_tables_have_a_share_each() -> None:
         assert not torch.allclose(mean, first(past, every).exp(), rtol=0.1)
 
 
+def recurrent_model(size: int) -> Recurrent:
+    """Random weights that have an opinion."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(6)
+        model = Recurrent(size, 6, 10).eval().requires_grad_(False)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(3)
+    return model
+
+
+def remembered(model: Recurrent, said: list[int]) -> Tensor:
+    """What it remembers of tokens after BOS, one by one."""
+    memory = torch.zeros(1, model.memory)
+    for token in said:
+        memory = model.step(memory, torch.tensor([token]))
+    return memory
+
+
+def test_a_recurrent_model_has_half_a_say(tmp_path: Path) -> None:
+    made = count(ROWS, 3, SIZE)
+    plain, every = count(ROWS, 3, SIZE), torch.arange(SIZE)[None]
+    made.recurrent = recurrent_model(SIZE)
+    made.save(tmp_path / "n")
+    again = load_ngram(tmp_path / "n")
+    assert again.recurrent is not None and again.memory == 20
+    for said in ([], [4, 5], [5, 7, 7, 9]):
+        past = past_of([BOS, *said], 2)
+        told = made.recurrent(torch.tensor([[BOS, *said]]))[:, -1].softmax(-1)
+        mean = (1 - REMEMBERED) * plain(past, every).exp() + REMEMBERED * told
+        for ngram in (made, again, again.mixed(plain)):
+            found = ngram(past, every, remembered(made.recurrent, said)).exp()
+            beside = BESIDE * plain(past, every).exp() if ngram.beside else 0 * mean
+            wanted = mean if ngram.beside is None else (1 - BESIDE) * mean + beside
+            torch.testing.assert_close(found, wanted, atol=5e-3, rtol=0)
+        torch.testing.assert_close(made(past, every), plain(past, every))  # without a memory
+        beyond = made(past, every + SIZE, remembered(made.recurrent, said))
+        assert beyond.isfinite().all()  # a model's vocabulary may be larger
+
+
+def test_a_word_is_unknown_to_both(tiny_text: Text) -> None:
+    rows = sentences(["seven eleven", "nine"], tiny_text)
+    made, plain = (count(rows, 2, tiny_text.size) for _ in range(2))
+    made.recurrent = plain.recurrent = recurrent_model(tiny_text.size)
+    made.words = words_of(rows, tiny_text)
+    assert made.words is not None
+    past, every = past_of([BOS, *tiny_text.encode("seven")], PIECES), torch.arange(4, 288)[None]
+    memory = remembered(made.recurrent, tiny_text.encode("seven"))
+    less = plain(past, every, memory) - made(past, every, memory)
+    torch.testing.assert_close(less, UNKNOWN * made.words.unknown(past, every).float())
+
+
 def test_a_file_that_holds_no_ngrams(tmp_path: Path) -> None:
     (tmp_path / "n").write_bytes(b"nothing")
     with pytest.raises(ModelError, match="not n-grams"):
@@ -117,6 +179,14 @@ def test_a_file_that_holds_no_ngrams(tmp_path: Path) -> None:
     made.words = Words(torch.ones(SIZE - 1, dtype=torch.bool), torch.tensor([1, 2]).int())
     made.save(tmp_path / "n")
     with pytest.raises(ModelError, match="do not fit"):
+        load_ngram(tmp_path / "n")
+    made.words, made.recurrent = None, recurrent_model(SIZE + 1)
+    made.save(tmp_path / "n")
+    with pytest.raises(ModelError, match="its recurrent model is broken"):
+        load_ngram(tmp_path / "n")
+    del made.recurrent.lstm.weight_hh_l0
+    made.save(tmp_path / "n")
+    with pytest.raises(ModelError, match=r"recurrent model is broken .*weight_hh_l0"):
         load_ngram(tmp_path / "n")
 
 
@@ -219,7 +289,9 @@ def slow_search(model: Model, wav: Tensor, sampling: Sampling, steps: int) -> li
                         quiet = len(row) >= PAUSE and all(x in (PAD, EPAD) for x in row[-PAUSE:])
                         said = [BOS] if quiet else [BOS, *words]
                         past = past_of(said, model.ngram.order - 1)
-                        lm_value = float(model.ngram(past, torch.tensor([[t]])))
+                        net = model.ngram.recurrent
+                        memory = None if net is None else remembered(net, said[1:])
+                        lm_value = float(model.ngram(past, torch.tensor([[t]]), memory))
                         total += sampling.lm_weight * lm_value + sampling.token_bonus
                     after = (*words, t)
                     key = (after, -1)
@@ -250,10 +322,11 @@ def texts(engine: Engine, wav: Tensor, slot: int, more: int) -> list[int]:
 
 
 @pytest.mark.parametrize("beam", [2, 5])
-@pytest.mark.parametrize("weight", [0.0, 0.5])
-def test_search_is_the_slow_one(
-    model: Model, beam: int, weight: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize(("weight", "recurrent"), [(0.0, False), (0.5, False), (0.5, True)])
+def test_search_is_the_slow_one(model: Model, beam: int, weight: float, recurrent: bool) -> None:
+    assert model.ngram is not None
+    if recurrent:
+        model.ngram.recurrent = recurrent_model(288)
     sampling = Sampling(0, 0, 0, 0, beam=beam, lm_weight=weight, token_bonus=0.1 * (weight > 0))
     steps = 13
     wav = torch.rand(1, 1, steps * FRAME, generator=torch.Generator().manual_seed(3)) - 0.5
@@ -292,7 +365,11 @@ def test_what_is_told_is_final_and_of_one_hypothesis(model: Model) -> None:
     assert len(told) == 40 - 3 - HOLD + 1
 
 
-def test_slots_do_not_notice_each_other(model: Model) -> None:
+@pytest.mark.parametrize("recurrent", [False, True])
+def test_slots_do_not_notice_each_other(model: Model, recurrent: bool) -> None:
+    assert model.ngram is not None
+    if recurrent:
+        model.ngram.recurrent = recurrent_model(288)
     sampling = Sampling(0, 0, 0, 0, beam=3, lm_weight=0.3)
     wavs = [torch.rand(1, 1, 20 * FRAME) - 0.5 for _ in range(2)]
     alone = [texts(Engine(model, ASR_3, 1, sampling=sampling), wav, 0, 15) for wav in wavs]
@@ -382,6 +459,8 @@ def test_only_the_latest_keys_have_to_follow(model: Model, monkeypatch: pytest.M
     assert model.lm is not None
     lm.load_state_dict(model.lm.state_dict())
     model = replace(model, lm=lm)
+    assert model.ngram is not None
+    model.ngram.recurrent = recurrent_model(288)
     sampling = Sampling(0, 0, 0, 0, beam=4, lm_weight=0.3)
     wav = torch.rand(1, 1, 90 * FRAME) - 0.5
     quick = texts(Engine(model, ASR_3, 1, sampling=sampling), wav, 0, 0)
@@ -393,6 +472,7 @@ def test_only_the_latest_keys_have_to_follow(model: Model, monkeypatch: pytest.M
         mine = state.search
         for tensor in (
             *state.lm.tensors().values(), state.ring.cells, mine.words, mine.past, mine.quiet,
+            mine.memory,
         ):  # fmt: skip
             tensor.copy_(tensor[parent])
 

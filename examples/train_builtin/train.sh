@@ -47,7 +47,8 @@ if [ ! -f text.model ]; then
     moshi data tokenizer texts.jsonl -o text.model --size 2000 --key words --fold-case
 fi
 [ -f ngrams.safetensors ] ||
-    moshi data ngrams texts.jsonl -o ngrams.safetensors --tokenizer text.model --key words
+    moshi data ngrams texts.jsonl -o ngrams.safetensors --tokenizer text.model --key words \
+        --recurrent 4 # half an hour of one core
 
 train() { [ -d "runs/$1/model" ] || "${@:2}" train "$here/$1.yaml" --resume; }
 two="torchrun --nproc-per-node 2 -m moshi_cli"
