@@ -147,18 +147,18 @@ class NGram:
 
     def __call__(self, past: Tensor, tokens: Tensor, memory: Tensor | None = None) -> Tensor:
         """past long[R, context or more] (newest last, NOTHING before the first), tokens long[R, k],
-        memory float32 [R, 2H] of the recurrent model, or None to do without -> float32 [R, k] in
+        memory float32 [R, M] of the recurrent model, or None to do without -> float32 [R, k] in
         nats."""
         score = self.table(past, tokens)
         if self.recurrent is not None and memory is not None:
-            said = self.recurrent.after(memory).gather(1, tokens.clamp(max=self.size - 1))
+            said = self.recurrent.after(memory, tokens.clamp(max=self.size - 1))
             score = shared(score, said, REMEMBERED)
         if self.words is not None:
             score = score - UNKNOWN * self.words.unknown(past[:, -PIECES:], tokens)
         return score if self.beside is None else shared(score, self.beside(past, tokens), BESIDE)
 
     def remember(self, memory: Tensor, token: Tensor) -> Tensor:
-        """memory [R, 2H] and the tokens that are said, long[R] -> memory after them."""
+        """memory [R, M] and the tokens that are said, long[R] -> memory after them."""
         assert self.recurrent is not None
         return self.recurrent.step(memory, token.clamp(max=self.size - 1))
 
@@ -226,9 +226,9 @@ def recurrent_of(tensors: Mapping[str, Tensor], size: int) -> Recurrent:
     ValueError if they are not one."""
     weights = {name.removeprefix(RECURRENT): value.float() for name, value in tensors.items()}
     width, dim = weights["lstm.weight_hh_l0"].shape[1], weights["lstm.weight_ih_l0"].shape[1]
-    with torch.device("meta"):
-        model = Recurrent(size, dim, width)
-    model.load_state_dict(weights, assign=True)
+    model = Recurrent(size, dim, width)
+    model.load_state_dict(weights)
+    model.refresh()
     return model.eval().requires_grad_(False)
 
 

@@ -18,9 +18,12 @@ from moshi_cli.core.text import BOS
 class Recurrent(nn.Module):
     """log p(token | the tokens since the beginning of a sentence).
 
-    The memory of R rows is one tensor [R, 2H], state and cell side by side, as their difference
-    from where a sentence begins: zeros begin one.
+    The memory of R rows is one tensor [R, M]: state and cell of the layer, what the next token's
+    embedding is compared with, and the logarithm that makes a probability of it, side by side. It
+    is kept as the difference from where a sentence begins: zeros begin one.
     """
+
+    begin: Tensor  # [1, M], derived: where a sentence begins
 
     def __init__(self, size: int, dim: int, width: int, dropout: float = 0.0):
         """size: of the vocabulary V. dim: D of its embedding. width: H of the layer."""
@@ -30,45 +33,44 @@ class Recurrent(nn.Module):
         self.project = nn.Linear(width, dim)
         self.bias = nn.Parameter(torch.zeros(size))
         self.dropout = nn.Dropout(dropout)
-
-    @property
-    def size(self) -> int:
-        """V."""
-        return self.embedding.num_embeddings
+        self.register_buffer("begin", torch.zeros(1, 2 * width + dim + 1), persistent=False)
 
     @property
     def memory(self) -> int:
-        """Numbers that a row remembers: 2H."""
-        return 2 * self.lstm.hidden_size
+        """M = 2H + D + 1."""
+        return self.begin.shape[1]
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Derive `begin`; call after the weights changed (loading, training)."""
+        nothing = torch.zeros_like(self.begin)
+        self.begin = nothing  # of which `step` makes the memory after BOS
+        self.begin = self.step(nothing, torch.full((1,), BOS, device=nothing.device))
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Sentences long[B, S], BOS first -> logits [B, S, V] of the token after each; to train."""
-        x = self.dropout(self.embedding(tokens))
-        return self.logits(self.dropout(self.lstm(x)[0]))
+        h = self.dropout(self.lstm(self.dropout(self.embedding(tokens)))[0])
+        return self.logits(self.dropout(self.project(h)))
 
-    def logits(self, h: Tensor) -> Tensor:
-        """h [..., H] -> [..., V]."""
-        return F.linear(self.dropout(self.project(h)), self.embedding.weight, self.bias)
+    def logits(self, y: Tensor) -> Tensor:
+        """y [..., D] -> [..., V]."""
+        return F.linear(y, self.embedding.weight, self.bias)
 
     def step(self, memory: Tensor, token: Tensor) -> Tensor:
-        """memory [R, 2H], token long[R] that is said -> memory [R, 2H]."""
-        start = self.start()
-        return self.cell(memory + start, token) - start
-
-    def after(self, memory: Tensor) -> Tensor:
-        """memory [R, 2H] -> log-probabilities of the next token, [R, V]."""
-        h, _ = (memory + self.start()).chunk(2, 1)
-        return self.logits(h).log_softmax(-1)
-
-    def start(self) -> Tensor:
-        """State and cell after BOS, [1, 2H]."""
-        nothing = self.bias.new_zeros(1, self.memory)
-        return self.cell(nothing, torch.full((1,), BOS, device=nothing.device))
-
-    def cell(self, state: Tensor, token: Tensor) -> Tensor:
-        """One step of the LSTM: state [R, 2H], token long[R] -> [R, 2H]."""
-        (into_x, into_h, bias_x, bias_h), (h, c) = self.lstm.all_weights[0], state.chunk(2, 1)
+        """memory [R, M], token long[R] that is said -> memory [R, M]."""
+        width = self.lstm.hidden_size
+        (into_x, into_h, bias_x, bias_h), state = self.lstm.all_weights[0], memory + self.begin
+        h, c = state[:, :width], state[:, width : 2 * width]
         gates = F.linear(self.embedding(token), into_x, bias_x) + F.linear(h, into_h, bias_h)
-        into, forget, new, out = gates.chunk(4, 1)
-        c = forget.sigmoid() * c + into.sigmoid() * new.tanh()
-        return torch.cat([out.sigmoid() * c.tanh(), c], 1)
+        enter, stay, new, leave = gates.chunk(4, 1)
+        c = stay.sigmoid() * c + enter.sigmoid() * new.tanh()
+        h = leave.sigmoid() * c.tanh()
+        y = self.project(h)
+        total = self.logits(y).logsumexp(1, keepdim=True)
+        return torch.cat([h, c, y, total], 1) - self.begin
+
+    def after(self, memory: Tensor, tokens: Tensor) -> Tensor:
+        """memory [R, M], tokens long[R, k] -> how likely each of them is next, [R, k] in nats."""
+        state, dim = memory + self.begin, self.embedding.embedding_dim
+        y, total = state[:, -dim - 1 : -1], state[:, -1:]
+        return (self.embedding(tokens) @ y[:, :, None])[..., 0] + self.bias[tokens] - total

@@ -111,9 +111,7 @@ class Search:
         rest, rests = torch.full_like(mine.past, NOTHING), going & (mine.quiet == PAUSE)
         rest[:, -1] = BOS
         keep(mine.past, rest, rests)
-        if self.ngram is not None and self.ngram.memory:
-            keep(mine.memory, self.ngram.remember(mine.memory, chosen), said)
-            keep(mine.memory, torch.zeros_like(mine.memory), rests)
+        self.remember(mine, chosen, said, rests)
         # What is told of this step is final: others say it, too, or are lost.
         ring, told = state.ring.cells[:, 0], clock + 1 - latency + state.ring.grid.delays[0]
         cell = ring.gather(1, (told % ring.shape[1])[:, None])
@@ -121,6 +119,19 @@ class Search:
         score = torch.where(same, (best - best[:, :1]).flatten(), LOST)
         keep(mine.score, score, going)
         return chosen
+
+    def remember(self, mine: SearchState, token: Tensor, said: Tensor, rests: Tensor) -> None:
+        """The recurrent model takes up the tokens long[R] where something was said, bool[R]; where
+        a sentence may begin, bool[R], it forgets."""
+        if self.ngram is None or not self.ngram.memory:
+            return
+        if immediate(said):
+            rows = torch.nonzero(said)[:, 0]
+            if len(rows):
+                mine.memory[rows] = self.ngram.remember(mine.memory[rows], token[rows])
+        else:
+            keep(mine.memory, self.ngram.remember(mine.memory, token), said)
+        mine.memory.masked_fill_(rests[:, None], 0)
 
     def follow(self, state: StepState, parent: Tensor, clock: Tensor) -> None:
         """Every row becomes a copy of its parent, long[R], after step clock long[R].
@@ -131,7 +142,7 @@ class Search:
         mine = state.search
         assert mine is not None
         rows = torch.arange(len(parent), device=parent.device)
-        if parent.device.type == "cpu" and not torch.compiler.is_compiling():
+        if immediate(parent):
             rows = torch.nonzero(parent != rows)[:, 0]
             if not len(rows):
                 return
@@ -143,6 +154,11 @@ class Search:
         for cache in state.lm.layers:
             for tensor in (cache.k, cache.v):
                 tensor[rows[:, None], :, at] = tensor[parent[:, None], :, at]
+
+
+def immediate(tensor: Tensor) -> bool:
+    """Whether what is done may depend on what a tensor holds, at no cost."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def merged(score: Tensor, key: Tensor) -> Tensor:

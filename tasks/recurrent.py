@@ -74,7 +74,8 @@ def learn(
                 cost = loss.item() if done == n == 0 else 0.99 * cost + 0.01 * loss.item()
             if tell is not None:
                 tell(done + 1, cost)
-    return model.eval().requires_grad_(False)
+    model.eval().requires_grad_(False).refresh()
+    return model
 
 
 def batches(rows: Rows, how: Learning, seed: int) -> list[list[int]]:

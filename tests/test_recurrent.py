@@ -28,12 +28,14 @@ def sentences(count: int) -> list[list[int]]:
 
 def test_steps_are_the_whole() -> None:
     model = Recurrent(SIZE, 6, 10).eval().requires_grad_(False)
+    model.refresh()
     rows = torch.randint(4, SIZE, (3, 7))
     rows[:, 0] = BOS
     whole = model(rows).log_softmax(-1)  # [3, 7, V]
     memory = torch.zeros(3, model.memory)  # zeros begin a sentence
     for n in range(7):
-        torch.testing.assert_close(model.after(memory), whole[:, n])
+        every = torch.arange(SIZE).expand(3, SIZE)
+        torch.testing.assert_close(model.after(memory, every), whole[:, n])
         if n < 6:
             memory = model.step(memory, rows[:, n + 1])
 
