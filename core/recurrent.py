@@ -24,6 +24,9 @@ class Recurrent(nn.Module):
     """
 
     begin: Tensor  # [1, M], derived: where a sentence begins
+    enter: Tensor  # [4H, D], derived: the layer's weights, which torch.compile cannot read there
+    stay: Tensor  # [4H, H]
+    rest: Tensor  # [4H]
 
     def __init__(self, size: int, dim: int, width: int, dropout: float = 0.0):
         """size: of the vocabulary V. dim: D of its embedding. width: H of the layer."""
@@ -34,6 +37,8 @@ class Recurrent(nn.Module):
         self.bias = nn.Parameter(torch.zeros(size))
         self.dropout = nn.Dropout(dropout)
         self.register_buffer("begin", torch.zeros(1, 2 * width + dim + 1), persistent=False)
+        for name, shape in (("enter", (dim,)), ("stay", (width,)), ("rest", ())):
+            self.register_buffer(name, torch.zeros(4 * width, *shape), persistent=False)
 
     @property
     def memory(self) -> int:
@@ -42,7 +47,9 @@ class Recurrent(nn.Module):
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Derive `begin`; call after the weights changed (loading, training)."""
+        """Derive what is derived; call after the weights changed (loading, training)."""
+        self.enter, self.stay, *biases = (weight.detach() for weight in self.lstm.all_weights[0])
+        self.rest = biases[0] + biases[1]
         nothing = torch.zeros_like(self.begin)
         self.begin = nothing  # of which `step` makes the memory after BOS
         self.begin = self.step(nothing, torch.full((1,), BOS, device=nothing.device))
@@ -58,13 +65,12 @@ class Recurrent(nn.Module):
 
     def step(self, memory: Tensor, token: Tensor) -> Tensor:
         """memory [R, M], token long[R] that is said -> memory [R, M]."""
-        width = self.lstm.hidden_size
-        (into_x, into_h, bias_x, bias_h), state = self.lstm.all_weights[0], memory + self.begin
+        width, state = self.stay.shape[1], memory + self.begin
         h, c = state[:, :width], state[:, width : 2 * width]
-        gates = F.linear(self.embedding(token), into_x, bias_x) + F.linear(h, into_h, bias_h)
-        enter, stay, new, leave = gates.chunk(4, 1)
-        c = stay.sigmoid() * c + enter.sigmoid() * new.tanh()
-        h = leave.sigmoid() * c.tanh()
+        gates = F.linear(self.embedding(token), self.enter, self.rest) + F.linear(h, self.stay)
+        take, keep, new, give = gates.chunk(4, 1)
+        c = keep.sigmoid() * c + take.sigmoid() * new.tanh()
+        h = give.sigmoid() * c.tanh()
         y = self.project(h)
         total = self.logits(y).logsumexp(1, keepdim=True)
         return torch.cat([h, c, y, total], 1) - self.begin
