@@ -71,7 +71,8 @@ def ngrams(
     """Count n-grams of text tokens, for the search of `moshi asr`; a sentence is a line.
 
     The words of the text are kept, too: the search finds others much less likely. A recurrent model
-    remembers whole sentences; five million tokens take some eight minutes a pass.
+    remembers whole sentences; five million tokens take some eight minutes a pass. It counts in a
+    model's own file; of one that `--ngrams` puts beside it, the n-grams do.
     """
     from moshi_cli.core.text import Text
     from moshi_cli.tasks.ngrams import bare, count, sentences, words_of
