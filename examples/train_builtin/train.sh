@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From nothing to the built-in model: ./train.sh OUT [MORE_CORPORA …]
-# Some sixteen hours on two cores. A second call goes on where the first one stopped.
+# Some seventeen hours on two cores. A second call goes on where the first one stopped.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 out=$(realpath -m "$1"); shift
@@ -24,7 +24,7 @@ wait
 # them is the model's own.
 vocoder=$TEACHERS/kokoro/vocoder.safetensors
 [ -f "$vocoder" ] || $voices "$here/vocoder.py" "$vocoder" "$CORPUS"/kokoro-[ab]
-light="--engines kokoro-light=1 --minutes open=900 world=20 question=20 --seldom"
+light="--engines kokoro-light=1 --minutes open=1300 world=40 question=40 --seldom"
 own="--engines kokoro-light=1 --minutes moshi-open=350 moshi-world=30 moshi-answer=20 --seldom"
 { speak own-a 121 $own "$CORPUS"/kokoro-[ab]; speak light-a 111 $light "$CORPUS"/kokoro-[ab]; } &
 { speak own-b 122 $own "$CORPUS"/kokoro-[ab]; speak light-b 112 $light "$CORPUS"/kokoro-[ab]; } &
