@@ -208,7 +208,7 @@ def load_ngram(path: Path, device: torch.device | str = "cpu") -> NGram:
         raise ModelError(f"{path}: not n-grams of a language ({error})") from None
     try:
         recurrent = recurrent_of(found, size) if found else None
-    except (KeyError, RuntimeError, ValueError) as error:
+    except (IndexError, KeyError, RuntimeError) as error:
         said = str(error).splitlines()[0]
         raise ModelError(f"{path}: its recurrent model is broken ({said})") from None
     grams, before = Listed(keys, values.float()), Listed(histories, weights.float())
@@ -222,8 +222,8 @@ def load_ngram(path: Path, device: torch.device | str = "cpu") -> NGram:
 
 
 def recurrent_of(tensors: Mapping[str, Tensor], size: int) -> Recurrent:
-    """The recurrent model of a file's tensors; size: of the vocabulary. KeyError, RuntimeError or
-    ValueError if they are not one."""
+    """The recurrent model of a file's tensors; size: of the vocabulary. IndexError, KeyError or
+    RuntimeError if they are not one."""
     weights = {name.removeprefix(RECURRENT): value.float() for name, value in tensors.items()}
     width, dim = weights["lstm.weight_hh_l0"].shape[1], weights["lstm.weight_ih_l0"].shape[1]
     model = Recurrent(size, dim, width)

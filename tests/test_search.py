@@ -184,6 +184,10 @@ def test_a_file_that_holds_no_ngrams(tmp_path: Path) -> None:
     made.save(tmp_path / "n")
     with pytest.raises(ModelError, match="its recurrent model is broken"):
         load_ngram(tmp_path / "n")
+    made.recurrent.lstm.weight_hh_l0 = torch.nn.Parameter(torch.zeros(3))
+    made.save(tmp_path / "n")
+    with pytest.raises(ModelError, match="its recurrent model is broken"):
+        load_ngram(tmp_path / "n")
     del made.recurrent.lstm.weight_hh_l0
     made.save(tmp_path / "n")
     with pytest.raises(ModelError, match=r"recurrent model is broken .*weight_hh_l0"):
