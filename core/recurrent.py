@@ -3,7 +3,7 @@
 One LSTM layer between an embedding and the same embedding again (Sundermeyer et al. 2012; Press and
 Wolf 2017). N-grams know the last words by heart, this one remembers a whole sentence; together they
 foretell more than either (ngram.py). It is stepped by the search whenever a hypothesis says
-something, and takes less than a hundredth of a frame's time.
+something: 512 wide, some 0.015 of a frame's time on one CPU core.
 """
 
 from __future__ import annotations
