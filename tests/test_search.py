@@ -398,6 +398,24 @@ def test_slots_do_not_notice_each_other(model: Model, recurrent: bool) -> None:
     assert both[0] == alone[0] and both[2] == alone[1]
 
 
+@pytest.mark.parametrize("immediate", [True, False])
+def test_what_is_remembered_is_forgotten_at_a_pause(
+    model: Model, immediate: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(searching, "immediate", lambda tensor: immediate)
+    assert model.ngram is not None
+    net = model.ngram.recurrent = recurrent_model(288)
+    search = searching.Search(TINY_LM, Sampling(0, 0, 0, 0, beam=3, lm_weight=0.5), model.ngram)
+    state, never = search.init_state(3, "cpu"), torch.zeros(3, dtype=torch.bool)
+    said, rests = torch.tensor([True, False, True]), torch.tensor([False, False, True])
+    search.remember(state, torch.tensor([5, 6, 7]), said, never)
+    for row, words in enumerate(([5], [], [7])):
+        torch.testing.assert_close(state.memory[row : row + 1], remembered(net, words))
+    search.remember(state, torch.tensor([8, 8, 8]), never, rests)
+    for row, words in enumerate(([5], [], [])):
+        torch.testing.assert_close(state.memory[row : row + 1], remembered(net, words))
+
+
 def test_what_a_search_is_not_for(model: Model) -> None:
     with pytest.raises(UsageError, match="write only"):
         Engine(model, CHAT, 1, sampling=Sampling(beam=2))
