@@ -19,7 +19,7 @@ from moshi_cli.core.config import Sampling
 from moshi_cli.core.errors import UsageError
 from moshi_cli.core.mimi import MimiState
 from moshi_cli.core.search import Search
-from moshi_cli.core.state import State
+from moshi_cli.core.state import State, keep
 from moshi_cli.core.stepper import Steer, Stepper, StepState
 from moshi_cli.core.streams import DelayPattern, Role, Task
 
@@ -35,18 +35,22 @@ USUAL_NULL = {"description": "very_bad"}
 class EngineState(State):
     """All that an engine remembers; `take` and `put` move a session in and out."""
 
-    step: StepState  # of `beam` rows per slot, if there is a search
-    mimi: MimiState
+    step: StepState  # of shifts · beam rows per slot, if there is a search
+    mimi: MimiState  # of `shifts` rows per slot
+    late: Tensor | None  # [B, 1, 1920], the frame heard before, if shifted sound is heard
     beam: int = 1
+    shifts: int = 1
 
     def reset(self, slots: Tensor) -> None:
         """Rewind the slots marked in bool[B]."""
-        self.step.reset(slots.repeat_interleave(self.beam))
-        self.mimi.reset(slots)
+        self.step.reset(slots.repeat_interleave(self.shifts * self.beam))
+        self.mimi.reset(slots.repeat_interleave(self.shifts))
+        if self.late is not None:
+            self.rewind(self.late, slots)
 
     def take(self, slot: int) -> dict[str, Tensor]:
         """A copy of one slot, its null half included; not of a search."""
-        assert self.beam == 1
+        assert self.shifts * self.beam == 1
         saved = super().take(slot)
         slots = len(self.step.seed)
         for path, tensor in self.tensors().items():
@@ -102,7 +106,7 @@ class Engine:
         self.model, self.task = model, task
         self.pattern = DelayPattern.of(task, model.lm.config, codebooks)
         self.sampling = sampling or model.config.sampling_of(task.name)
-        self.beam, search = self.sampling.beam, None
+        self.beam, self.shifts, search = self.sampling.beam, self.sampling.shifts, None
         if self.beam > 1:
             if self.pattern.made != (0,) or steer is not None or self.sampling.guided:
                 raise UsageError(f"a search is for tasks that write only, not for {task.name!r}")
@@ -116,10 +120,15 @@ class Engine:
         if Role.GIVEN in heard and task.voice is task.partner:
             raise UsageError("an engine hears one voice")
         self.hears, self.decodes = Role.GIVEN in heard, decode
-        step = self.stepper.init_state(slots * self.beam, prompt_frames=prompt_frames)
-        mimi = model.mimi.init_state(slots, device=model.device, exact_window=exact_window)
-        self.state = EngineState(step, mimi, self.beam)
-        self.slots = slots
+        self.slots, self.each = slots, self.shifts * self.beam  # rows of a slot
+        step = self.stepper.init_state(slots * self.each, prompt_frames=prompt_frames)
+        mimi = model.mimi.init_state(
+            slots * self.shifts, device=model.device, exact_window=exact_window
+        )
+        late = None
+        if self.shifts > 1:
+            late = torch.zeros(slots, 1, self.frame_samples, device=model.device)
+        self.state = EngineState(step, mimi, late, self.beam, self.shifts)
         self._frame: Callable[..., Frame] = self.frame
         if compile:
             self._frame = torch.compile(self.frame, fullgraph=True, dynamic=False)
@@ -174,11 +183,11 @@ class Engine:
 
     def rows(self, slot: int) -> list[int]:
         """Its rows of the language model: hypotheses, of a search."""
-        return list(range(slot * self.beam, (slot + 1) * self.beam))
+        return list(range(slot * self.each, (slot + 1) * self.each))
 
     def prime(self, slots: Tensor) -> None:
         """Do step 0 of the slots marked in bool[B] that have not done it."""
-        self.step(None, slots & (self.state.step.clock[:: self.beam] == 0))
+        self.step(None, slots & (self.state.step.clock[:: self.each] == 0))
 
     def close(self, slot: int) -> None:
         """End the session of a slot: forget it all."""
@@ -224,9 +233,11 @@ class Engine:
         given, residual = codes, None
         if self.hears and given is None:
             assert pcm is not None
-            listening = active & (state.step.clock[:: self.beam] > 0)
+            listening = active & (state.step.clock[:: self.each] > 0)
             if end is not None:
                 listening = listening & ~end
+            pcm = self.shifted(pcm, state.late, listening)
+            listening = listening.repeat_interleave(self.shifts)
             count = len(self.pattern.given)
             if state.step.residual is None:
                 heard = mimi.encode(pcm, state.mimi.encoder, listening)
@@ -234,13 +245,13 @@ class Engine:
                 heard, residual = mimi.encode_whole(pcm, state.mimi.encoder, listening)
                 residual = residual[..., 0]
             given = heard[:, :count, 0]
+        given, residual, rows, end = (self.spread(x) for x in (given, residual, active, end))
+        assert rows is not None
         if given is not None and end is not None:
             given = torch.where(end[:, None], stepper.lm.config.codebook_size, given)
             residual = None if residual is None else residual.masked_fill(end[:, None], 0)
-        given, residual, rows = (self.spread(x) for x in (given, residual, active))
-        assert rows is not None
         done = stepper.step(state.step, given, rows, residual)
-        made, ready = done.frame[:: self.beam], done.ready[:: self.beam]
+        made, ready = done.frame[:: self.each], done.ready[:: self.each]
         text = (
             made[:, 0] if 0 in self.pattern.made else torch.full_like(active, -1, dtype=made.dtype)
         )
@@ -251,12 +262,23 @@ class Engine:
             sound = mimi.decode(tokens[..., None], state.mimi.decoder, ready)
             sound = torch.where(ready[:, None, None], sound, 0.0)
         if stepper.lm.extra:
-            extra = stepper.lm.extra_probabilities(done.h[: len(rows) : self.beam, None])[:, 0]
+            extra = stepper.lm.extra_probabilities(done.h[: len(rows) : self.each, None])[:, 0]
         return Frame(text, said, sound, ready, extra)
 
     def spread(self, x: Tensor | None) -> Tensor | None:
-        """What belongs to slots for each of their rows."""
-        return x if x is None or self.beam == 1 else x.repeat_interleave(self.beam, 0)
+        """What belongs to slots, or to what each hears, for all rows of the language model."""
+        rows = self.slots * self.each
+        return x if x is None or len(x) == rows else x.repeat_interleave(rows // len(x), 0)
+
+    def shifted(self, pcm: Tensor, late: Tensor | None, listening: Tensor) -> Tensor:
+        """pcm [B, 1, S] of the slots that listen, bool[B], and the frame before, which it becomes
+        -> [B · shifts, 1, S]: the sound as it comes, a part of a frame later, and so on."""
+        if late is None:
+            return pcm
+        size, sound = pcm.shape[2], torch.cat([late, pcm], 2)
+        starts = [size - size * i // self.shifts for i in range(self.shifts)]
+        keep(late, pcm, listening)
+        return torch.stack([sound[..., at : at + size] for at in starts], 1).flatten(0, 1)
 
     @torch.no_grad()
     def step(

@@ -1,9 +1,9 @@
 """The config.json of a published checkpoint <-> ModelConfig, LmConfig.
 
 Keys are upstream's. Five are ours: `tasks` (name -> lag in seconds, for models that do several),
-`task_gen_config` (name -> what differs from `lm_gen_config`; `beam_size`, `lm_weight` and
-`token_bonus` of a search, too), `low_rank_embeddings` (of the temporal transformer), `residual_dim`
-(`LmConfig.residual`) and `ngram_name` (the file of core/ngram.py).
+`task_gen_config` (name -> what differs from `lm_gen_config`; `beam_size`, `lm_weight`,
+`token_bonus` and `shifts` of a search, too), `low_rank_embeddings` (of the temporal transformer),
+`residual_dim` (`LmConfig.residual`) and `ngram_name` (the file of core/ngram.py).
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _MODEL_KEYS = {
 _SAMPLING_KEYS = {  # of lm_gen_config; upstream has two spellings for the text temperature
     "temp": "temp", "top_k": "top_k", "temp_text": "text_temp", "text_temp": "text_temp",
     "top_k_text": "text_top_k", "cfg_coef": "guidance", "beam_size": "beam",
-    "lm_weight": "lm_weight", "token_bonus": "token_bonus",
+    "lm_weight": "lm_weight", "token_bonus": "token_bonus", "shifts": "shifts",
 }  # fmt: skip
 
 
@@ -190,6 +190,7 @@ def write_sampling(s: Sampling) -> dict[str, float]:
         "cfg_coef": s.guidance,
         **({} if s.beam == 1 else {
             "beam_size": s.beam, "lm_weight": s.lm_weight, "token_bonus": s.token_bonus,
+            **({} if s.shifts == 1 else {"shifts": s.shifts}),
         }),
     }  # fmt: skip
 

@@ -5,6 +5,10 @@ each one goes on with its likeliest tokens; hypotheses with the same words, whos
 other frames, become one, with the sum of their probabilities; the best stay. Words may count what
 an n-gram model thinks of them (`Sampling.lm_weight`). What is told is the text of the best one,
 `HOLD` frames late; hypotheses that say something else are dropped then, so it is final.
+
+A slot may hear its sound several times, each a part of a frame later (`Sampling.shifts`): a codec
+that cuts it into frames elsewhere makes other mistakes. A hypothesis has a row for each of these
+then, and a token's likelihood is the mean of theirs, in logarithms.
 """
 
 from __future__ import annotations
@@ -32,14 +36,19 @@ LOST = -1e9  # score of what is no hypothesis
 
 @dataclass
 class SearchState(State):
-    """The hypotheses of each slot, one after the other: R = slots · beam rows, the best first."""
+    """The hypotheses of each slot, one after the other: H = slots · beam, the best first."""
 
-    score: Tensor  # [R], log-probability against the best of the slot
-    words: Tensor  # long[R], key of all tokens of text
-    past: Tensor  # long[R, n], the latest tokens of text, newest last
-    quiet: Tensor  # long[R], frames without text
-    memory: Tensor  # [R, n], what a recurrent model remembers of its text
+    score: Tensor  # [H], log-probability against the best of the slot
+    words: Tensor  # long[H], key of all tokens of text
+    past: Tensor  # long[H, n], the latest tokens of text, newest last
+    quiet: Tensor  # long[H], frames without text
+    memory: Tensor  # [H, n], what a recurrent model remembers of its text
     beam: int
+    shifts: int = 1
+
+    def reset(self, slots: Tensor) -> None:
+        """Rewind the slots whose rows of the language model are marked in bool[R]."""
+        super().reset(slots.view(-1, self.shifts, self.beam)[:, 0].flatten())
 
     def rewind(self, tensor: Tensor, slots: Tensor) -> None:
         super().rewind(tensor, slots)
@@ -52,19 +61,23 @@ class SearchState(State):
 
 
 class Search:
-    """Chooses the text of rows that come in groups of `beam`, and moves their states along."""
+    """Chooses the text of a language model's rows, and moves their states along.
+
+    The R = slots · shifts · beam rows come slot by slot, in each the hypotheses of one shift after
+    those of another, in the same order.
+    """
 
     def __init__(self, lm: LmConfig, sampling: Sampling, ngram: NGram | None = None):
         """ngram: what `sampling.lm_weight` weighs. UsageError if it is asked for and not there."""
         if sampling.lm_weight and ngram is None:
             raise UsageError("this model has no n-grams that could be weighed", "--lm-weight 0")
-        self.lm, self.beam = lm, sampling.beam
+        self.lm, self.beam, self.shifts = lm, sampling.beam, sampling.shifts
         self.ngram = ngram if sampling.lm_weight else None
         self.weight, self.bonus = sampling.lm_weight, sampling.token_bonus
 
     def init_state(self, rows: int, device: torch.device | str) -> SearchState:
-        """Fresh state of rows = slots · beam."""
-        size = 1 if self.ngram is None else max(self.ngram.context, 1)
+        """Fresh state for R rows of the language model."""
+        rows, size = rows // self.shifts, 1 if self.ngram is None else max(self.ngram.context, 1)
         state = SearchState(
             torch.zeros(rows, device=device),
             torch.zeros(rows, dtype=torch.long, device=device),
@@ -72,8 +85,9 @@ class Search:
             torch.zeros(rows, dtype=torch.long, device=device),
             torch.zeros(rows, 0 if self.ngram is None else self.ngram.memory, device=device),
             self.beam,
+            self.shifts,
         )
-        state.reset(torch.ones(rows, dtype=torch.bool, device=device))
+        state.reset(torch.ones(rows * self.shifts, dtype=torch.bool, device=device))
         return state
 
     def __call__(
@@ -86,8 +100,11 @@ class Search:
         """
         mine, W = state.search, self.beam
         assert mine is not None
-        R, k = len(logits), min(max(LIKELIEST, W), logits.shape[1])
-        value, token = logits.log_softmax(-1).topk(k)  # [R, k]
+        each = logits.log_softmax(-1).view(-1, self.shifts, W, logits.shape[1])
+        likely = each.mean(1).flatten(0, 1)  # [H, V]
+        clock, active = self.first(clock), self.first(active)
+        H, k = len(likely), min(max(LIKELIEST, W), logits.shape[1])
+        value, token = likely.topk(k)  # [H, k]
         text = (token != self.lm.text_pad) & (token != self.lm.text_epad)
         if self.ngram is not None:
             usual = self.ngram(mine.past, token, mine.memory if self.ngram.memory else None)
@@ -97,8 +114,8 @@ class Search:
         ends = torch.where(text, -1, token)  # the same words may go on differently
         score = merged(score, fold(words, ends).view(-1, W * k))
         best, at = score.topk(W)  # [B, W], falling
-        first = torch.arange(R, device=logits.device)
-        parent = (at // k + first.view(-1, W)[:, :1]).flatten()  # [R]
+        first = torch.arange(H, device=logits.device)
+        parent = (at // k + first.view(-1, W)[:, :1]).flatten()  # [H]
         chosen = token.view(-1, W * k).gather(1, at).flatten()
         # Nothing that is said before the text begins is fed, so there is nothing to choose.
         going = active & (clock + 1 > state.ring.grid.mutes[0])
@@ -113,16 +130,28 @@ class Search:
         keep(mine.past, rest, rests)
         self.remember(mine, chosen, said, rests)
         # What is told of this step is final: others say it, too, or are lost.
-        ring, told = state.ring.cells[:, 0], clock + 1 - latency + state.ring.grid.delays[0]
+        ring = self.first(state.ring.cells[:, 0])
+        told = clock + 1 - latency + state.ring.grid.delays[0]
         cell = ring.gather(1, (told % ring.shape[1])[:, None])
         same = (cell.view(-1, W) == cell.view(-1, W)[:, :1]).flatten() | (clock < latency)
         score = torch.where(same, (best - best[:, :1]).flatten(), LOST)
         keep(mine.score, score, going)
-        return chosen
+        return chosen.view(-1, 1, W).expand(-1, self.shifts, -1).flatten()
+
+    def first(self, x: Tensor) -> Tensor:
+        """x [R, ...] of the language model's rows -> [H, ...], those of the first shift."""
+        return x.view(-1, self.shifts, self.beam, *x.shape[1:])[:, 0].flatten(0, 1)
+
+    def every(self, hypotheses: Tensor) -> Tensor:
+        """Numbers of hypotheses, long[N] -> of the language model's rows, shift by shift each,
+        long[N · shifts]."""
+        W, shifts = self.beam, torch.arange(self.shifts, device=hypotheses.device)
+        first = hypotheses // W * (W * self.shifts) + hypotheses % W
+        return (first[:, None] + W * shifts).flatten()
 
     def remember(self, mine: SearchState, token: Tensor, said: Tensor, rests: Tensor) -> None:
-        """The recurrent model takes up the tokens long[R] where something was said, bool[R]; where
-        a sentence may begin, bool[R], it forgets."""
+        """The recurrent model takes up the tokens long[H] where something was said, bool[H]; where
+        a sentence may begin, bool[H], it forgets."""
         if self.ngram is None or not self.ngram.memory:
             return
         if immediate(said):
@@ -134,7 +163,7 @@ class Search:
         mine.memory.masked_fill_(rests[:, None], 0)
 
     def follow(self, state: StepState, parent: Tensor, clock: Tensor) -> None:
-        """Every row becomes a copy of its parent, long[R], after step clock long[R].
+        """Every hypothesis becomes a copy of its parent, long[H], after step clock long[H].
 
         Of keys and values only the latest are copied: hypotheses agree on all that was told, and
         one that did not is a copy of another a step later.
@@ -147,9 +176,12 @@ class Search:
             if not len(rows):
                 return
         parent = parent[rows]
-        for tensor in (state.ring.cells, mine.words, mine.past, mine.quiet, mine.memory):
+        for tensor in (mine.words, mine.past, mine.quiet, mine.memory):
             tensor[rows] = tensor[parent]
-        steps = clock[rows, None] - torch.arange(HOLD + 2, device=clock.device)
+        clock = clock[rows].repeat_interleave(self.shifts)
+        rows, parent = self.every(rows), self.every(parent)
+        state.ring.cells[rows] = state.ring.cells[parent]
+        steps = clock[:, None] - torch.arange(HOLD + 2, device=clock.device)
         at = steps % state.lm.layers[0].k.shape[2]  # [rows, HOLD + 2]
         for cache in state.lm.layers:
             for tensor in (cache.k, cache.v):

@@ -47,6 +47,11 @@ class HearingFlags:
     lm_weight: Annotated[
         float | None, flag("--lm-weight", "Of the model's n-grams in the search; 0: none.", min=0)
     ] = None
+    shifts: Annotated[
+        int | None,
+        flag("--shifts", "Times that the search hears the sound, each a part of a frame later, to "
+             "go by the mean: fewer errors, more time. Default: the model's.", min=1),
+    ] = None  # fmt: skip
     refresh: Annotated[
         float | None, flag("--refresh", "Begin afresh in a pause after so many s; 0: never.", min=0)
     ] = None
@@ -124,7 +129,7 @@ class Desk:
         )
         beam = 1 if hearing.mic and hearing.beam_size is None else hearing.beam_size
         self.sampling = asr.hearing_sampling(
-            model.config, hearing.temperature, beam, hearing.lm_weight
+            model.config, hearing.temperature, beam, hearing.lm_weight, hearing.shifts
         )
         if options.ngrams is not None and not (self.sampling.beam > 1 and self.sampling.lm_weight):
             raise UsageError(
@@ -133,7 +138,8 @@ class Desk:
         self.details = {
             "sample_rate": 24_000, "frame_ms": 80, "delay_s": self.task.lag_s,
             "temperature": hearing.temperature, "beam_size": self.sampling.beam,
-            "lm_weight": self.sampling.lm_weight, **details(model, options),
+            "lm_weight": self.sampling.lm_weight, "shifts": self.sampling.shifts,
+            **details(model, options),
         }  # fmt: skip
         self.settings = {
             **self.details, "style": style, "reading": reading, "hearing": self.options,

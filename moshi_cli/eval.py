@@ -42,6 +42,7 @@ def asr(
     temperature: Annotated[float, flag("--temperature", "As in `moshi asr`.", min=0)] = 0.0,
     beam_size: Annotated[int | None, flag("--beam-size", "As in `moshi asr`.", min=1)] = None,
     lm_weight: Annotated[float | None, flag("--lm-weight", "As in `moshi asr`.", min=0)] = None,
+    shifts: Annotated[int | None, flag("--shifts", "As in `moshi asr`.", min=1)] = None,
     refresh: Annotated[float | None, flag("--refresh", "As in `moshi asr`.", min=0)] = None,
     collar: Annotated[float, flag("--collar", "Seconds that word times may be off.", min=0)] = 0.2,
     by: By = None,
@@ -61,7 +62,7 @@ def asr(
 
     hearing = HearingFlags(
         delay=delay, temperature=temperature, beam_size=beam_size, lm_weight=lm_weight,
-        refresh=refresh, compile=compile,
+        shifts=shifts, refresh=refresh, compile=compile,
     )  # fmt: skip
     return run(
         inputs, manifest, hyp, recursive, channel, hearing, collar,

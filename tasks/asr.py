@@ -219,19 +219,24 @@ def hearing_sampling(
     temperature: float = 0.0,
     beam: int | None = None,
     lm_weight: float | None = None,
+    shifts: int | None = None,
 ) -> Sampling:
     """Greedy, or by a search where the model has one, unless asked otherwise.
 
     beam: hypotheses (None: the model's, 1 with a temperature). lm_weight: of its n-grams (None: as
-    it says, if it has some).
+    it says, if it has some). shifts: times that a search hears the sound (None: as it says).
     """
     usual = config.sampling_of(ASR.name)
+    if beam is None:
+        beam = 1 if temperature else usual.beam
+    if shifts is None:
+        shifts = usual.shifts if beam > 1 else 1
     if lm_weight is None:
         lm_weight = usual.lm_weight if config.ngram_file else 0.0
     found = replace(
         usual, temp=temperature, text_temp=temperature,
-        beam=beam or (1 if temperature else usual.beam),
-        lm_weight=lm_weight, token_bonus=usual.token_bonus if lm_weight else 0.0,
+        beam=beam, lm_weight=lm_weight, token_bonus=usual.token_bonus if lm_weight else 0.0,
+        shifts=shifts,
     )  # fmt: skip
     if temperature and found.beam > 1:
         raise UsageError("a search has no temperature", "leave out --temperature or --beam-size")

@@ -89,8 +89,12 @@ def test_several_hypotheses(invoke: Invoke, model: Model) -> None:
     one = json.loads(invoke("a.wav", "-f", "json", "--beam-size", 1).stdout)
     assert one["text"] == expected(model, "a.wav").text and one["beam_size"] == 1
     three = json.loads(invoke("a.wav", "-f", "json", "--beam-size", 3).stdout)
-    assert three["beam_size"] == 3
+    assert (three["beam_size"], three["shifts"]) == (3, 1)
     assert three["audio_s"] == one["audio_s"]
+    shifted = json.loads(invoke("a.wav", "-f", "json", "--beam-size", 3, "--shifts", 2).stdout)
+    assert shifted["shifts"] == 2 and shifted["audio_s"] == one["audio_s"]
+    refused = invoke("a.wav", "--shifts", 2)  # of a model that is greedy
+    assert (refused.exit_code, "heard once" in refused.stderr) == (2, True)
     both = invoke("a.wav", "c.wav", "-f", "txt", "--beam-size", 3, "--batch-size", 2)
     assert both.exit_code == 0 and three["text"] in both.stdout.replace("\n", " ")
     count([[1, 4, 5, 6, 2]], 2, 288).save(Path("n.safetensors"))

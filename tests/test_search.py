@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import TINY_LM, TINY_MIMI
 from torch import Tensor
 
@@ -274,18 +275,22 @@ def slow_search(model: Model, wav: Tensor, sampling: Sampling, steps: int) -> li
     lm = model.lm
     assert lm is not None
     pattern = DelayPattern.of(ASR_3, TINY_LM)
-    codes = model.mimi.encode(wav)
-    assert codes.shape[2] == steps
+    later = [FRAME * i // sampling.shifts for i in range(sampling.shifts)]
+    heard = [model.mimi.encode(F.pad(wav, (late, -late)))[0] for late in later]
+    assert heard[0].shape[1] == steps
     hypotheses: list[tuple[list[int], tuple[int, ...], float]] = [([], (), 0.0)]
     for step in range(pattern.delays[0], steps + 1):
         found: dict[Any, tuple[float, float, list[int], tuple[int, ...]]] = {}
         for row, words, score in hypotheses:
-            grid = torch.full((1, TINY_LM.streams, steps), ZERO)
-            grid[0, 0, : len(row)] = torch.tensor(row, dtype=torch.long)
-            grid[0, 1:5] = codes[0]
-            inputs = pattern.shift(grid).inputs[..., : step + 1]
-            logits = lm.temporal(inputs)[1][0, -1]
-            value, token = logits.log_softmax(-1).topk(max(LIKELIEST, sampling.beam))
+            told = []
+            for codes in heard:
+                grid = torch.full((1, TINY_LM.streams, steps), ZERO)
+                grid[0, 0, : len(row)] = torch.tensor(row, dtype=torch.long)
+                grid[0, 1:5] = codes
+                inputs = pattern.shift(grid).inputs[..., : step + 1]
+                told.append(lm.temporal(inputs)[1][0, -1].log_softmax(-1))
+            likely = torch.stack(told).mean(0)
+            value, token = likely.topk(max(LIKELIEST, sampling.beam))
             for v, t in zip(value.tolist(), token.tolist(), strict=True):
                 after, total, key = words, score + v, (words, t)
                 if t not in (PAD, EPAD):
@@ -325,13 +330,18 @@ def texts(engine: Engine, wav: Tensor, slot: int, more: int) -> list[int]:
     return told
 
 
-@pytest.mark.parametrize("beam", [2, 5])
+@pytest.mark.parametrize(("beam", "shifts"), [(2, 1), (5, 1), (4, 2), (2, 3)])
 @pytest.mark.parametrize(("weight", "recurrent"), [(0.0, False), (0.5, False), (0.5, True)])
-def test_search_is_the_slow_one(model: Model, beam: int, weight: float, recurrent: bool) -> None:
+def test_search_is_the_slow_one(
+    model: Model, beam: int, shifts: int, weight: float, recurrent: bool
+) -> None:
     assert model.ngram is not None
     if recurrent:
         model.ngram.recurrent = recurrent_model(288)
-    sampling = Sampling(0, 0, 0, 0, beam=beam, lm_weight=weight, token_bonus=0.1 * (weight > 0))
+    bonus = 0.1 * (weight > 0)
+    sampling = Sampling(
+        0, 0, 0, 0, beam=beam, lm_weight=weight, token_bonus=bonus, shifts=shifts
+    )  # fmt: skip
     steps = 13
     wav = torch.rand(1, 1, steps * FRAME, generator=torch.Generator().manual_seed(3)) - 0.5
     slow = slow_search(model, wav, sampling, steps)
@@ -369,12 +379,12 @@ def test_what_is_told_is_final_and_of_one_hypothesis(model: Model) -> None:
     assert len(told) == 40 - 3 - HOLD + 1
 
 
-@pytest.mark.parametrize("recurrent", [False, True])
-def test_slots_do_not_notice_each_other(model: Model, recurrent: bool) -> None:
+@pytest.mark.parametrize(("recurrent", "shifts"), [(False, 1), (True, 1), (True, 2)])
+def test_slots_do_not_notice_each_other(model: Model, recurrent: bool, shifts: int) -> None:
     assert model.ngram is not None
     if recurrent:
         model.ngram.recurrent = recurrent_model(288)
-    sampling = Sampling(0, 0, 0, 0, beam=3, lm_weight=0.3)
+    sampling = Sampling(0, 0, 0, 0, beam=3, lm_weight=0.3, shifts=shifts)
     wavs = [torch.rand(1, 1, 20 * FRAME) - 0.5 for _ in range(2)]
     alone = [texts(Engine(model, ASR_3, 1, sampling=sampling), wav, 0, 15) for wav in wavs]
     assert alone[0] != alone[1]
@@ -423,6 +433,9 @@ def test_what_a_search_is_not_for(model: Model) -> None:
         Engine(replace(model, ngram=None), ASR_3, 1, sampling=Sampling(beam=2, lm_weight=1.0))
     with pytest.raises(UsageError, match="at least one"):
         Sampling(beam=0)
+    for beam, shifts in ((1, 2), (2, 0)):
+        with pytest.raises(UsageError, match="heard once, or more often"):
+            Sampling(beam=beam, shifts=shifts)
     with pytest.raises(UsageError, match="no temperature"):
         hearing_sampling(model.config, 0.5, beam=2)
     task = Task("both", Role.SAMPLED, Role.SAMPLED)
@@ -431,7 +444,9 @@ def test_what_a_search_is_not_for(model: Model) -> None:
 
 
 def test_a_model_says_how_it_searches(model: Model, tiny_text: Text, tmp_path: Path) -> None:
-    usual = Sampling(0, 250, 0, 25, guide_text=False, beam=3, lm_weight=0.25, token_bonus=0.5)
+    usual = Sampling(
+        0, 250, 0, 25, guide_text=False, beam=3, lm_weight=0.25, token_bonus=0.5, shifts=2
+    )  # fmt: skip
     files = {"lm_file": "m.safetensors", "mimi_file": "mimi.safetensors", "text_file": "text.model"}
     config = replace(
         model.config, samplings={"asr": usual}, ngram_file="ngram.safetensors", **files
@@ -452,8 +467,11 @@ def test_a_model_says_how_it_searches(model: Model, tiny_text: Text, tmp_path: P
         assert more.revision != again.revision
     facts.write_text(whole)
     assert hearing_sampling(again.config) == usual
-    assert hearing_sampling(again.config, 0.5).beam == 1
+    drawn = hearing_sampling(again.config, 0.5)
+    assert (drawn.beam, drawn.shifts) == (1, 1)
     assert hearing_sampling(again.config, beam=1, lm_weight=0.0).lm_weight == 0
+    assert [hearing_sampling(again.config, beam=beam).shifts for beam in (1, 2)] == [1, 2]
+    assert hearing_sampling(again.config, shifts=4).shifts == 4
     without = hearing_sampling(replace(again.config, ngram_file=None))
     assert (without.beam, without.lm_weight, without.token_bonus) == (3, 0, 0)
     found = transcribe(again, torch.rand(9 * FRAME) - 0.5)
@@ -465,19 +483,23 @@ def test_a_model_says_how_it_searches(model: Model, tiny_text: Text, tmp_path: P
     assert not {"ngram_name", "beam_size"} & {*data, *data["lm_gen_config"]}
 
 
+@pytest.mark.parametrize("shifts", [1, 2])
 def test_states_follow_their_hypotheses_in_a_graph_as_well(
-    model: Model, monkeypatch: pytest.MonkeyPatch
+    model: Model, monkeypatch: pytest.MonkeyPatch, shifts: int
 ) -> None:
     wav = torch.rand(1, 1, 12 * FRAME) - 0.5
     assert model.ngram is not None
     model.ngram.recurrent = recurrent_model(288)
-    sampling = Sampling(0, 0, 0, 0, beam=4, lm_weight=0.5)
+    sampling = Sampling(0, 0, 0, 0, beam=4, lm_weight=0.5, shifts=shifts)
     quick = texts(Engine(model, ASR_3, 1, sampling=sampling), wav, 0, HOLD + 4)
     monkeypatch.setattr(searching, "immediate", lambda tensor: False)
     assert texts(Engine(model, ASR_3, 1, sampling=sampling), wav, 0, HOLD + 4) == quick
 
 
-def test_only_the_latest_keys_have_to_follow(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("shifts", [1, 2])
+def test_only_the_latest_keys_have_to_follow(
+    model: Model, monkeypatch: pytest.MonkeyPatch, shifts: int
+) -> None:
     wide = replace(TINY_LM, temporal=replace(TINY_LM.temporal, context=40))
     lm = MoshiLm(wide).eval().requires_grad_(False)
     assert model.lm is not None
@@ -485,7 +507,7 @@ def test_only_the_latest_keys_have_to_follow(model: Model, monkeypatch: pytest.M
     model = replace(model, lm=lm)
     assert model.ngram is not None
     model.ngram.recurrent = recurrent_model(288)
-    sampling = Sampling(0, 0, 0, 0, beam=4, lm_weight=0.3)
+    sampling = Sampling(0, 0, 0, 0, beam=4, lm_weight=0.3, shifts=shifts)
     wav = torch.rand(1, 1, 90 * FRAME) - 0.5
     quick = texts(Engine(model, ASR_3, 1, sampling=sampling), wav, 0, 0)
     moved = 0
@@ -494,11 +516,11 @@ def test_only_the_latest_keys_have_to_follow(model: Model, monkeypatch: pytest.M
         nonlocal moved
         moved += int((parent != torch.arange(len(parent))).sum())
         mine = state.search
-        for tensor in (
-            *state.lm.tensors().values(), state.ring.cells, mine.words, mine.past, mine.quiet,
-            mine.memory,
-        ):  # fmt: skip
+        for tensor in (mine.words, mine.past, mine.quiet, mine.memory):
             tensor.copy_(tensor[parent])
+        rows = torch.cat([parent + 4 * shift for shift in range(shifts)])  # of the one slot
+        for tensor in (*state.lm.tensors().values(), state.ring.cells):
+            tensor.copy_(tensor[rows])
 
     monkeypatch.setattr(searching.Search, "follow", follow)
     assert texts(Engine(model, ASR_3, 1, sampling=sampling), wav, 0, 0) == quick
