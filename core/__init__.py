@@ -22,7 +22,8 @@ Read in this order:
     conv, seanet, vq, mimi     the codec, bottom up: sound [B, 1, S] <-> codes [B, Q, T]
     conditioning, depth, lm    codes and text [B, K, T] -> h [B, T, D], logits, the codes of a frame
     sampling, stepper, script  one token; one column of tokens; the words a TTS is made to say
-    ngram, recurrent, search   what is usually said; several hypotheses of what is written
+    listed, ngram, wordgrams   what is usually said: maps by hash, pieces and words that follow
+    recurrent, search          each other, a network; several hypotheses of what is written
     engine                     one loop over slots: open, step, close; a frame is one graph
     text                       words with times <-> a token row
     pcm, files, decoders       bytes: sample formats, pipes, what a sound file may be

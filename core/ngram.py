@@ -2,9 +2,8 @@
 
 Interpolated Kneser-Ney probabilities as a table that backs off: an n-gram that is in the table has
 its own value, another one that of its last n - 1 tokens and the weight of its history. The words of
-the text stand beside it: others are much less likely, which a few pieces do not tell. Keys are
-hashes of 32 bits: of a million entries, one look-up in four thousand finds what is not there.
-A recurrent model of the same text may have half a say (recurrent.py).
+the text stand beside it: others are much less likely, which a few pieces do not tell. A recurrent
+model of the same text may have half a say (recurrent.py), n-grams of words a third (wordgrams.py).
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,52 +21,19 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from moshi_cli.core.errors import ModelError
+from moshi_cli.core.listed import Listed, fold, look_up, seed
 from moshi_cli.core.recurrent import Recurrent
-from moshi_cli.core.sampling import mix
 from moshi_cli.core.text import EOS, PAD
+from moshi_cli.core.wordgrams import WordGrams
 
 UNKNOWN = 10.0  # nats by which a piece that makes no word of the text is less likely
 PIECES = 7  # of a word, the last of which are looked at; a longer word counts as known
 BESIDE = 0.2  # the rest of it keeps what else is said as probable as it was, or nearly
 REMEMBERED = 0.5  # what a recurrent model has to say against its n-grams
+WORDED = 0.35  # what n-grams of words have to say against both
 NOTHING = -1  # a place in the past before anything was said
-RECURRENT = "recurrent."  # what its tensors' names begin with
+RECURRENT, WORDGRAMS = "recurrent.", "wordgrams."  # what their tensors' names begin with
 PARTS = {"keys": 0, "values": 0, "histories": 1, "weights": 1}  # file's tensors, by what they list
-
-
-def fold(key: Tensor, token: Tensor) -> Tensor:
-    """The 64-bit key of an n-gram and one more token, long -> long (they broadcast)."""
-    return mix(key * 31 + token + 2)
-
-
-def seed(order: int) -> int:
-    """Where the keys of n-grams of an order begin."""
-    return order * 0x51ED270B
-
-
-def brief(key: Tensor) -> Tensor:
-    """The 32 bits of a key that the table holds, as int32."""
-    return (key >> 32).to(torch.int32)
-
-
-def look_up(keys: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-    """keys int32[M], rising; key long[...] -> where it may be, long[...]; if it is, bool[...]."""
-    wanted = brief(key)
-    at = torch.searchsorted(keys, wanted).clamp(max=len(keys) - 1)
-    return at, keys[at] == wanted
-
-
-@dataclass
-class Listed:
-    """A map from n-grams to numbers: sorted keys and their values."""
-
-    keys: Tensor  # int32 [M], rising
-    values: Tensor  # float32 [M]
-
-    def find(self, key: Tensor) -> tuple[Tensor, Tensor]:
-        """long[...] -> values [...] (0 where there is none), whether there is one, bool[...]."""
-        at, there = look_up(self.keys, key)
-        return torch.where(there, self.values[at], 0.0), there
 
 
 @dataclass
@@ -101,7 +68,8 @@ class Words:
 
 class NGram:
     """log p(token | the tokens before it) over a vocabulary: by its own table, for a share of
-    `REMEMBERED` by its recurrent model, if it has one, and for one of `BESIDE` by another table."""
+    `REMEMBERED` by its recurrent model, for one of `WORDED` by n-grams of words, if it has them,
+    and for one of `BESIDE` by another table."""
 
     def __init__(
         self,
@@ -112,9 +80,11 @@ class NGram:
         beside: NGram | None = None,
         words: Words | None = None,
         recurrent: Recurrent | None = None,
+        wordgrams: WordGrams | None = None,
     ):
         self.order, self.size, self.grams, self.histories = order, size, grams, histories
         self.beside, self.words, self.recurrent = beside, words, recurrent
+        self.wordgrams = wordgrams
 
     @property
     def context(self) -> int:
@@ -129,33 +99,46 @@ class NGram:
 
     def mixed(self, beside: NGram) -> NGram:
         """With the table of another one beside; their files stay apart."""
-        return NGram(
-            self.order, self.size, self.grams, self.histories, beside, self.words, self.recurrent
-        )
+        mine = copy(self)
+        mine.beside = beside
+        return mine
 
     def to(self, device: torch.device | str) -> NGram:
         """The same on a device."""
-        grams, histories = (
-            Listed(t.keys.to(device), t.values.to(device)) for t in (self.grams, self.histories)
-        )
+        grams, histories = self.grams.to(device), self.histories.to(device)
         beside = None if self.beside is None else self.beside.to(device)
         words = self.words
         if words is not None:
             words = Words(words.begins.to(device), words.known.to(device))
         recurrent = None if self.recurrent is None else self.recurrent.to(device)
-        return NGram(self.order, self.size, grams, histories, beside, words, recurrent)
+        wordgrams = None if self.wordgrams is None else self.wordgrams.to(device)
+        return NGram(self.order, self.size, grams, histories, beside, words, recurrent, wordgrams)
 
-    def __call__(self, past: Tensor, tokens: Tensor, memory: Tensor | None = None) -> Tensor:
+    def __call__(
+        self,
+        past: Tensor,
+        tokens: Tensor,
+        memory: Tensor | None = None,
+        place: Tensor | None = None,
+    ) -> Tensor:
         """past long[R, context or more] (newest last, NOTHING before the first), tokens long[R, k],
-        memory float32 [R, M] of the recurrent model, or None to do without -> float32 [R, k] in
-        nats."""
+        memory float32 [R, M] of the recurrent model and place long[R, 3] of the n-grams of words,
+        None to do without -> float32 [R, k] in nats."""
         score = self.table(past, tokens)
         if self.recurrent is not None and memory is not None:
             said = self.recurrent.after(memory, tokens.clamp(max=self.size - 1))
             score = shared(score, said, REMEMBERED)
+        if self.wordgrams is not None and place is not None:
+            score = shared(score, self.wordgrams(place, tokens), WORDED)
         if self.words is not None:
             score = score - UNKNOWN * self.words.unknown(past[:, -PIECES:], tokens)
         return score if self.beside is None else shared(score, self.beside(past, tokens), BESIDE)
+
+    def placed(self, place: Tensor, token: Tensor) -> Tensor:
+        """place long[R, 3] of the n-grams of words and the tokens that are said, long[R] -> place
+        after them."""
+        assert self.wordgrams is not None
+        return self.wordgrams.step(place, token.clamp(max=self.size - 1))
 
     def remember(self, memory: Tensor, token: Tensor) -> Tensor:
         """memory [R, M] and the tokens that are said, long[R] -> memory after them."""
@@ -175,7 +158,7 @@ class NGram:
         return score
 
     def save(self, path: Path) -> None:
-        """Write its own table and recurrent model as safetensors, values in half precision."""
+        """Write its own tables and recurrent model as safetensors, values in half precision."""
         tables = (self.grams, self.histories)
         tensors = {
             name: (tables[i].keys if name in ("keys", "histories") else tables[i].values.half())
@@ -186,6 +169,12 @@ class NGram:
         if self.recurrent is not None:
             weights = self.recurrent.state_dict()
             tensors |= {f"{RECURRENT}{name}": value.half() for name, value in weights.items()}
+        if self.wordgrams is not None:
+            assert self.words is not None  # they share what begins a word
+            for name in ("masses", "backs"):
+                table = getattr(self.wordgrams, name)
+                tensors[f"{WORDGRAMS}{name}.keys"] = table.keys
+                tensors[f"{WORDGRAMS}{name}.values"] = table.values.half()
         facts = {"order": str(self.order), "size": str(self.size)}
         part = path.with_name(f"{path.name}.tmp.{os.getpid()}")  # whole or absent
         save_file({k: v.contiguous().cpu() for k, v in tensors.items()}, str(part), facts)
@@ -203,6 +192,7 @@ def load_ngram(path: Path, device: torch.device | str = "cpu") -> NGram:
             if "words" in file.keys():
                 words = Words(file.get_tensor("begins"), file.get_tensor("words"))
             found = {name: file.get_tensor(name) for name in file.keys() if RECURRENT in name}
+            worded = {name: file.get_tensor(name) for name in file.keys() if WORDGRAMS in name}
         order, size = int(facts["order"]), int(facts["size"])
     except Exception as error:
         raise ModelError(f"{path}: not n-grams of a language ({error})") from None
@@ -211,6 +201,10 @@ def load_ngram(path: Path, device: torch.device | str = "cpu") -> NGram:
     except (IndexError, KeyError, RuntimeError) as error:
         said = str(error).splitlines()[0]
         raise ModelError(f"{path}: its recurrent model is broken ({said})") from None
+    try:
+        wordgrams = wordgrams_of(worded, words) if worded else None
+    except (IndexError, KeyError, RuntimeError, TypeError) as error:
+        raise ModelError(f"{path}: its n-grams of words are broken ({error})") from None
     grams, before = Listed(keys, values.float()), Listed(histories, weights.float())
     fit = len(keys) == len(values) and len(histories) == len(weights) and len(keys) > 0
     if words is not None:
@@ -218,7 +212,8 @@ def load_ngram(path: Path, device: torch.device | str = "cpu") -> NGram:
         fit &= len(words.known) > 0 and words.known.dtype == torch.int32
     if not (fit and 1 <= order <= 9 and keys.dtype == histories.dtype == torch.int32):
         raise ModelError(f"{path}: not n-grams of a language (its tables do not fit)")
-    return NGram(order, size, grams, before, words=words, recurrent=recurrent).to(device)
+    ngram = NGram(order, size, grams, before, words=words, recurrent=recurrent, wordgrams=wordgrams)
+    return ngram.to(device)
 
 
 def recurrent_of(tensors: Mapping[str, Tensor], size: int) -> Recurrent:
@@ -230,6 +225,19 @@ def recurrent_of(tensors: Mapping[str, Tensor], size: int) -> Recurrent:
     model.load_state_dict(weights)
     model.refresh()
     return model.eval().requires_grad_(False)
+
+
+def wordgrams_of(tensors: Mapping[str, Tensor], words: Words | None) -> WordGrams:
+    """The n-grams of words of a file's tensors. KeyError or TypeError if they are not some."""
+    tables = []
+    for name in ("masses", "backs"):
+        keys = tensors[f"{WORDGRAMS}{name}.keys"]
+        values = tensors[f"{WORDGRAMS}{name}.values"]
+        if words is None or len(keys) != len(values) or not len(keys) or keys.dtype != torch.int32:
+            raise TypeError(f"{name} do not fit")
+        tables.append(Listed(keys, values.float()))
+    assert words is not None
+    return WordGrams(tables[0], tables[1], words.begins)
 
 
 def shared(first: Tensor, second: Tensor, share: float) -> Tensor:

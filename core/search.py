@@ -21,7 +21,8 @@ from torch import Tensor
 
 from moshi_cli.core.config import LmConfig, Sampling
 from moshi_cli.core.errors import UsageError
-from moshi_cli.core.ngram import NOTHING, NGram, fold
+from moshi_cli.core.listed import fold
+from moshi_cli.core.ngram import NOTHING, NGram
 from moshi_cli.core.state import State, keep
 from moshi_cli.core.text import BOS
 
@@ -43,6 +44,7 @@ class SearchState(State):
     past: Tensor  # long[H, n], the latest tokens of text, newest last
     quiet: Tensor  # long[H], frames without text
     memory: Tensor  # [H, n], what a recurrent model remembers of its text
+    place: Tensor  # long[H, 3 or 0], where it is for n-grams of words
     beam: int
     shifts: int = 1
 
@@ -73,6 +75,7 @@ class Search:
             raise UsageError("this model has no n-grams that could be weighed", "--lm-weight 0")
         self.lm, self.beam, self.shifts = lm, sampling.beam, sampling.shifts
         self.ngram = ngram if sampling.lm_weight else None
+        self.worded = self.ngram is not None and self.ngram.wordgrams is not None
         self.weight, self.bonus = sampling.lm_weight, sampling.token_bonus
 
     def init_state(self, rows: int, device: torch.device | str) -> SearchState:
@@ -84,6 +87,7 @@ class Search:
             torch.full((rows, size), NOTHING, device=device),
             torch.zeros(rows, dtype=torch.long, device=device),
             torch.zeros(rows, 0 if self.ngram is None else self.ngram.memory, device=device),
+            torch.zeros(rows, 3 * self.worded, dtype=torch.long, device=device),
             self.beam,
             self.shifts,
         )
@@ -107,7 +111,8 @@ class Search:
         value, token = likely.topk(k)  # [H, k]
         text = (token != self.lm.text_pad) & (token != self.lm.text_epad)
         if self.ngram is not None:
-            usual = self.ngram(mine.past, token, mine.memory if self.ngram.memory else None)
+            memory, place = (x if x.shape[1] else None for x in (mine.memory, mine.place))
+            usual = self.ngram(mine.past, token, memory, place)
             value = value + text * (self.weight * usual + self.bonus)
         score = (mine.score[:, None] + value).view(-1, W * k)  # [B, C]
         words = torch.where(text, fold(mine.words[:, None], token), mine.words[:, None])
@@ -150,9 +155,14 @@ class Search:
         return (first[:, None] + W * shifts).flatten()
 
     def remember(self, mine: SearchState, token: Tensor, said: Tensor, rests: Tensor) -> None:
-        """The recurrent model takes up the tokens long[H] where something was said, bool[H]; where
-        a sentence may begin, bool[H], it forgets."""
-        if self.ngram is None or not self.ngram.memory:
+        """The models of the text take up the tokens long[H] where something was said, bool[H];
+        where a sentence may begin, bool[H], they forget."""
+        if self.ngram is None:
+            return
+        if self.worded:
+            keep(mine.place, self.ngram.placed(mine.place, token), said)
+            mine.place.masked_fill_(rests[:, None], 0)
+        if not self.ngram.memory:
             return
         if immediate(said):
             rows = torch.nonzero(said)[:, 0]
@@ -176,7 +186,7 @@ class Search:
             if not len(rows):
                 return
         parent = parent[rows]
-        for tensor in (mine.words, mine.past, mine.quiet, mine.memory):
+        for tensor in (mine.words, mine.past, mine.quiet, mine.memory, mine.place):
             tensor[rows] = tensor[parent]
         clock = clock[rows].repeat_interleave(self.shifts)
         rows, parent = self.every(rows), self.every(parent)

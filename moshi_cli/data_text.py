@@ -61,6 +61,17 @@ def ngrams(
         int,
         flag("--recurrent", "Passes over the text for a recurrent model beside them.", min=0),
     ] = 0,
+    arpa: Annotated[
+        Path | None,
+        flag(
+            "--arpa",
+            "A language model of words in the ARPA format, or gzipped, to stand beside them.",
+            metavar="FILE",
+        ),
+    ] = None,
+    arpa_size: Annotated[
+        int, flag("--arpa-size", "Pairs and triples of its words that are kept.", min=0)
+    ] = 1_000_000,
     key: Key = "text",
     no_punctuation: Annotated[
         bool, flag("--no-punctuation", "Bare words, for a model that writes no punctuation.")
@@ -71,10 +82,13 @@ def ngrams(
     """Count n-grams of text tokens, for the search of `moshi asr`; a sentence is a line.
 
     The words of the text are kept, too: the search finds others much less likely. A recurrent model
-    remembers whole sentences; five million tokens take some eight minutes a pass. It counts in a
-    model's own file; of one that `--ngrams` puts beside it, the n-grams do.
+    remembers whole sentences; five million tokens take some eight minutes a pass. A language model
+    of words (--arpa) tells what follows what in far more text than is at hand; spell its words as
+    the tokenizer's model does. Both count in a model's own file; of one that `--ngrams` puts beside
+    it, the n-grams do.
     """
     from moshi_cli.core.text import Text
+    from moshi_cli.tasks.arpa import Spelled, read_arpa
     from moshi_cli.tasks.ngrams import bare, count, sentences, words_of
     from moshi_cli.tasks.recurrent import Learning, learn
     from moshi_cli.tasks.texts import documents, text_files
@@ -90,7 +104,10 @@ def ngrams(
         lines = (bare(line) for line in lines)
     rows = sentences(lines, pieces)
     made = count(rows, order, pieces.size, minima)
-    made.words = words_of(rows, pieces)
+    spelled = None if arpa is None else Spelled(read_arpa(arpa), pieces)
+    made.words = words_of([*rows, *(spelled.rows if spelled else ())], pieces)
+    if spelled is not None:
+        made.wordgrams = spelled.tables(arpa_size)
     if recurrent:
         made.recurrent = learn(
             rows, pieces.size, Learning(recurrent),

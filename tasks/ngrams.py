@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from moshi_cli.core.errors import InputError
-from moshi_cli.core.ngram import Listed, NGram, Words, brief, fold, seed
+from moshi_cli.core.listed import Listed, brief, fold, seed
+from moshi_cli.core.ngram import NGram, Words
 from moshi_cli.core.text import BOS, EOS, PAD, WORD_START, Text
 
 DISCOUNT = 0.75
@@ -40,10 +41,15 @@ def sentences(texts: Iterable[str], text: Text) -> list[list[int]]:
     return found
 
 
+def begins_of(text: Text) -> Tensor:
+    """Which pieces begin a word, bool[V]."""
+    pieces = [text.pieces.IdToPiece(token) for token in range(text.size)]
+    return torch.tensor([piece.startswith(WORD_START) for piece in pieces])
+
+
 def words_of(rows: Sequence[Sequence[int]], text: Text) -> Words | None:
     """The words of token rows as `sentences` makes them; None for a tokenizer without words."""
-    pieces = [text.pieces.IdToPiece(token) for token in range(text.size)]
-    begins = torch.tensor([piece.startswith(WORD_START) for piece in pieces])
+    begins = begins_of(text)
     found: set[tuple[int, ...]] = set()
     for row in rows:
         first = [i for i, token in enumerate(row) if begins[token]]

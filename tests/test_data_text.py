@@ -68,6 +68,17 @@ def test_ngrams(corpus: Path) -> None:
     whole = load_ngram(Path("n.safetensors"))
     assert whole.recurrent is not None and len(whole.recurrent.bias) == whole.size
     assert whole.grams.keys.tolist() != [] and whole.words is not None
+    words = "\\data\\\n\\1-grams:\n-1\tclocks\n-1\train\n\\2-grams:\n-1\train clocks\n\\end\\\n"
+    Path("w.arpa").write_text(words)
+    assert made.wordgrams is None and invoke(*args, "--arpa", "w.arpa")[0] == 0
+    both = load_ngram(Path("n.safetensors"))
+    assert both.wordgrams is not None and both.words is not None and made.words is not None
+    assert len(both.words.known) > len(made.words.known)
+    assert invoke(*args, "--arpa", "w.arpa", "--arpa-size", 0)[0] == 0
+    less = load_ngram(Path("n.safetensors")).wordgrams
+    assert less is not None and len(less.masses.keys) < len(both.wordgrams.masses.keys)
+    code, _, err = invoke(*args, "--arpa", corpus / "a.txt")
+    assert code == 2 and "not a language model in the ARPA format" in err
     code, out, _ = invoke(*args, "--least", "1,1,1", "--json")
     assert code == 0 and json.loads(out)["entries"] > len(made.grams.keys)
     code, _, err = invoke(*args, "--least", "two")

@@ -6,6 +6,7 @@ import json
 import math
 from collections import Counter
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,8 @@ from moshi_cli.core.search import HOLD, LIKELIEST, LOST, PAUSE, merged
 from moshi_cli.core.streams import ZERO, DelayPattern, Role, Task
 from moshi_cli.core.text import BOS, EOS, EPAD, PAD, Text
 from moshi_cli.core.weights import Model
+from moshi_cli.core.wordgrams import WordGrams
+from moshi_cli.tasks.arpa import Spelled, read_arpa
 from moshi_cli.tasks.asr import ASR, hearing_sampling, transcribe
 from moshi_cli.tasks.chat import CHAT
 from moshi_cli.tasks.ngrams import DISCOUNT, count, sentences, words_of
@@ -135,6 +138,28 @@ def remembered(model: Recurrent, said: list[int]) -> Tensor:
     for token in said:
         memory = model.step(memory, torch.tensor([token]))
     return memory
+
+
+def worded(tmp_path: Path, text: Text) -> WordGrams:
+    """N-grams of words, made up."""
+    path = tmp_path / "words.arpa"
+    words = ["one", "two", "three", "four"]
+    pairs = [f"-0.5 {a} {b} -0.1" for a, b in zip(["<s>", *words], words, strict=False)]
+    triples = [f"-0.3 {a} {b} {a}" for a, b in pairwise(words)]
+    single = [f"-0.{n + 5} {word} -0.2" for n, word in enumerate(["<s>", *words])]
+    parts = ("\\data\\", "\\1-grams:", *single, "\\2-grams:", *pairs, "\\3-grams:", *triples)
+    path.write_text("\n".join([*parts, "\\end\\", ""]))
+    return Spelled(read_arpa(path), text).tables(99)
+
+
+def placed(ngram: NGram, said: list[int]) -> Tensor | None:
+    """Where n-grams of words are after tokens that follow BOS, one by one."""
+    if ngram.wordgrams is None:
+        return None
+    place = torch.zeros(1, 3, dtype=torch.long)
+    for token in said:
+        place = ngram.placed(place, torch.tensor([token]))
+    return place
 
 
 def test_a_recurrent_model_has_half_a_say(tmp_path: Path) -> None:
@@ -300,7 +325,8 @@ def slow_search(model: Model, wav: Tensor, sampling: Sampling, steps: int) -> li
                         past = past_of(said, model.ngram.order - 1)
                         net = model.ngram.recurrent
                         memory = None if net is None else remembered(net, said[1:])
-                        lm_value = float(model.ngram(past, torch.tensor([[t]]), memory))
+                        place = placed(model.ngram, said[1:])
+                        lm_value = float(model.ngram(past, torch.tensor([[t]]), memory, place))
                         total += sampling.lm_weight * lm_value + sampling.token_bonus
                     after = (*words, t)
                     key = (after, -1)
@@ -333,11 +359,13 @@ def texts(engine: Engine, wav: Tensor, slot: int, more: int) -> list[int]:
 @pytest.mark.parametrize(("beam", "shifts"), [(2, 1), (5, 1), (4, 2), (2, 3)])
 @pytest.mark.parametrize(("weight", "recurrent"), [(0.0, False), (0.5, False), (0.5, True)])
 def test_search_is_the_slow_one(
-    model: Model, beam: int, shifts: int, weight: float, recurrent: bool
-) -> None:
+    model: Model, tiny_text: Text, tmp_path: Path,
+    beam: int, shifts: int, weight: float, recurrent: bool,
+) -> None:  # fmt: skip
     assert model.ngram is not None
     if recurrent:
         model.ngram.recurrent = recurrent_model(288)
+        model.ngram.wordgrams = worded(tmp_path, tiny_text)
     bonus = 0.1 * (weight > 0)
     sampling = Sampling(
         0, 0, 0, 0, beam=beam, lm_weight=weight, token_bonus=bonus, shifts=shifts
@@ -380,10 +408,13 @@ def test_what_is_told_is_final_and_of_one_hypothesis(model: Model) -> None:
 
 
 @pytest.mark.parametrize(("recurrent", "shifts"), [(False, 1), (True, 1), (True, 2)])
-def test_slots_do_not_notice_each_other(model: Model, recurrent: bool, shifts: int) -> None:
+def test_slots_do_not_notice_each_other(
+    model: Model, tiny_text: Text, tmp_path: Path, recurrent: bool, shifts: int
+) -> None:
     assert model.ngram is not None
     if recurrent:
         model.ngram.recurrent = recurrent_model(288)
+        model.ngram.wordgrams = worded(tmp_path, tiny_text)
     sampling = Sampling(0, 0, 0, 0, beam=3, lm_weight=0.3, shifts=shifts)
     wavs = [torch.rand(1, 1, 20 * FRAME) - 0.5 for _ in range(2)]
     alone = [texts(Engine(model, ASR_3, 1, sampling=sampling), wav, 0, 15) for wav in wavs]
@@ -410,20 +441,25 @@ def test_slots_do_not_notice_each_other(model: Model, recurrent: bool, shifts: i
 
 @pytest.mark.parametrize("immediate", [True, False])
 def test_what_is_remembered_is_forgotten_at_a_pause(
-    model: Model, immediate: bool, monkeypatch: pytest.MonkeyPatch
+    model: Model, tiny_text: Text, tmp_path: Path, immediate: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(searching, "immediate", lambda tensor: immediate)
     assert model.ngram is not None
     net = model.ngram.recurrent = recurrent_model(288)
+    model.ngram.wordgrams = worded(tmp_path, tiny_text)
     search = searching.Search(TINY_LM, Sampling(0, 0, 0, 0, beam=3, lm_weight=0.5), model.ngram)
     state, never = search.init_state(3, "cpu"), torch.zeros(3, dtype=torch.bool)
     said, rests = torch.tensor([True, False, True]), torch.tensor([False, False, True])
-    search.remember(state, torch.tensor([5, 6, 7]), said, never)
-    for row, words in enumerate(([5], [], [7])):
+    first = tiny_text.encode("one")[0]  # begins a word
+    search.remember(state, torch.tensor([first, 6, first]), said, never)
+    assert state.place.any(1).tolist() == [True, False, True]
+    for row, words in enumerate(([first], [], [first])):
         torch.testing.assert_close(state.memory[row : row + 1], remembered(net, words))
+        assert state.place[row : row + 1].equal(placed(model.ngram, words))  # type: ignore[arg-type]
     search.remember(state, torch.tensor([8, 8, 8]), never, rests)
-    for row, words in enumerate(([5], [], [])):
+    for row, words in enumerate(([first], [], [])):
         torch.testing.assert_close(state.memory[row : row + 1], remembered(net, words))
+        assert state.place[row : row + 1].equal(placed(model.ngram, words))  # type: ignore[arg-type]
 
 
 def test_what_a_search_is_not_for(model: Model) -> None:
@@ -485,11 +521,12 @@ def test_a_model_says_how_it_searches(model: Model, tiny_text: Text, tmp_path: P
 
 @pytest.mark.parametrize("shifts", [1, 2])
 def test_states_follow_their_hypotheses_in_a_graph_as_well(
-    model: Model, monkeypatch: pytest.MonkeyPatch, shifts: int
+    model: Model, tiny_text: Text, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shifts: int
 ) -> None:
     wav = torch.rand(1, 1, 12 * FRAME) - 0.5
     assert model.ngram is not None
     model.ngram.recurrent = recurrent_model(288)
+    model.ngram.wordgrams = worded(tmp_path, tiny_text)
     sampling = Sampling(0, 0, 0, 0, beam=4, lm_weight=0.5, shifts=shifts)
     quick = texts(Engine(model, ASR_3, 1, sampling=sampling), wav, 0, HOLD + 4)
     monkeypatch.setattr(searching, "immediate", lambda tensor: False)
@@ -498,7 +535,7 @@ def test_states_follow_their_hypotheses_in_a_graph_as_well(
 
 @pytest.mark.parametrize("shifts", [1, 2])
 def test_only_the_latest_keys_have_to_follow(
-    model: Model, monkeypatch: pytest.MonkeyPatch, shifts: int
+    model: Model, tiny_text: Text, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shifts: int
 ) -> None:
     wide = replace(TINY_LM, temporal=replace(TINY_LM.temporal, context=40))
     lm = MoshiLm(wide).eval().requires_grad_(False)
@@ -507,6 +544,7 @@ def test_only_the_latest_keys_have_to_follow(
     model = replace(model, lm=lm)
     assert model.ngram is not None
     model.ngram.recurrent = recurrent_model(288)
+    model.ngram.wordgrams = worded(tmp_path, tiny_text)
     sampling = Sampling(0, 0, 0, 0, beam=4, lm_weight=0.3, shifts=shifts)
     wav = torch.rand(1, 1, 90 * FRAME) - 0.5
     quick = texts(Engine(model, ASR_3, 1, sampling=sampling), wav, 0, 0)
@@ -516,7 +554,7 @@ def test_only_the_latest_keys_have_to_follow(
         nonlocal moved
         moved += int((parent != torch.arange(len(parent))).sum())
         mine = state.search
-        for tensor in (mine.words, mine.past, mine.quiet, mine.memory):
+        for tensor in (mine.words, mine.past, mine.quiet, mine.memory, mine.place):
             tensor.copy_(tensor[parent])
         rows = torch.cat([parent + 4 * shift for shift in range(shifts)])  # of the one slot
         for tensor in (*state.lm.tensors().values(), state.ring.cells):
