@@ -29,10 +29,10 @@ def write_arpa(path: Path, zipped: bool = False) -> dict[tuple[str, ...], float]
     p: dict[tuple[str, ...], float] = {gram: x / total for gram, x in single.items()}
     for history in (("<s>",), ("nine",), ("seven",), ("ten",)):
         for word in rng.sample(WORDS, 3):
-            p[*history, word] = rng.uniform(0.05, 0.3)
+            p[(*history, word)] = rng.uniform(0.05, 0.3)
     for history in (("<s>", "nine"), ("nine", "seven"), ("even", "even")):
         for word in rng.sample(WORDS, 2):
-            p[*history, word] = rng.uniform(0.05, 0.4)
+            p[(*history, word)] = rng.uniform(0.05, 0.4)
     lines = ["made up", "\\data\\", "ngram 1=9", ""]
     for n in (1, 2, 3):
         lines += [f"\\{n}-grams:"]
@@ -49,9 +49,9 @@ def write_arpa(path: Path, zipped: bool = False) -> dict[tuple[str, ...], float]
 def slow(p: dict[tuple[str, ...], float], history: tuple[str, ...], word: str) -> float:
     """p(word | history): what histories leave goes to the others as shorter ones have it."""
     if (*history, word) in p or not history:
-        return p[*history, word]
+        return p[(*history, word)]
     own = [w for w in WORDS if (*history, w) in p]
-    left = 1 - sum(p[*history, w] for w in own)
+    left = 1 - sum(p[(*history, w)] for w in own)
     shorter = 1 - sum(slow(p, history[1:], w) for w in own)
     return left / shorter * slow(p, history[1:], word)
 

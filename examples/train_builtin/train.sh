@@ -46,9 +46,11 @@ if [ ! -f text.model ]; then
     $voices "$here/make_texts.py" texts.jsonl
     moshi data tokenizer texts.jsonl -o text.model --size 2000 --key words --fold-case
 fi
-[ -f ngrams.safetensors ] ||
+if [ ! -f ngrams.safetensors ]; then
+    $voices "$here/sphinx_arpa.py" >en-us.arpa
     moshi data ngrams texts.jsonl -o ngrams.safetensors --tokenizer text.model --key words \
-        --recurrent 4 # half an hour of one core
+        --arpa en-us.arpa --arpa-size 750000 --recurrent 4 # half an hour of one core
+fi
 
 train() { [ -d "runs/$1/model" ] || "${@:2}" train "$here/$1.yaml" --resume; }
 two="torchrun --nproc-per-node 2 -m moshi_cli"
