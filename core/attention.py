@@ -49,6 +49,8 @@ class TransformerState(State):
     clock: Tensor  # long[B]: steps already consumed
     layers: list[KVCache]
     chunk: int  # longest call that keeps the window exact (0: never split, as upstream)
+    group: int = 1  # so many slots each have the same keys, but for …
+    own: int = 1  # … the latest of each, at least the one of the present step
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
@@ -234,7 +236,7 @@ class Transformer(nn.Module):
     def brief(self, x: Tensor, state: TransformerState) -> bool:
         """Whether x [B, T, D] is what `step` is for."""
         B, T, _ = x.shape
-        if self.native is None or not 0 < T <= state.chunk or B * T > native.ROWS:
+        if self.native is None or not 0 < T <= state.chunk or B * T > native.MANY:
             return False
         there = x.dtype == torch.float32 and native.usable(state.layers[0].k)
         return there and not torch.compiler.is_compiling()
@@ -250,7 +252,10 @@ class Transformer(nn.Module):
             cos, sin = self.rope.turns(clocks)  # [B · T, 1, Dh/2]
             turns = torch.stack([cos, sin], -1).view(B * T, -1)
         caches = native.Caches([(kv.k, kv.v) for kv in state.layers])
-        y = self.native.step(x.reshape(B * T, D), caches, self.config.context, clocks, slots, turns)
+        alike = None if state.group == 1 or T > 1 else slots // state.group * state.group
+        y = self.native.step(
+            x.reshape(B * T, D), caches, self.config.context, clocks, slots, turns, alike, state.own
+        )
         state.clock += T if active is None else T * active
         return y.view(B, T, D)
 

@@ -2,7 +2,8 @@
 
    A step multiplies every matrix by one row or two, so it is as fast as the weights come from
    memory. Here two rows of a matrix are read side by side, which keeps more reads under way, and
-   nothing waits between one product and the next. Every function has a slow twin in PyTorch, which
+   nothing waits between one product and the next. The many rows of a search lie side by side in
+   registers instead, for each number of a matrix. Every function has a slow twin in PyTorch, which
    tests hold it to; native.py compiles this file where it first runs and checks shapes. All widths
    are multiples of 16. No function keeps anything or allocates. */
 
@@ -137,6 +138,47 @@ void product(const float *w, const float *bias, const float *x, float *y, int64_
     }
 }
 
+/* w [out, in] times rows that lie side by side, [in, V * LANES] -> y [rows, all]. */
+INLINE void columns_of(const float *w, const float *bias, const float *side, float *y,
+                       int64_t rows, int64_t in, int64_t out, int64_t all, int add, const int V) {
+    for (int64_t o = 0; o < out; o += 4) {
+        const float *from[4];
+        floats sums[4][2] = {{{0}}};
+        for (int a = 0; a < 4; a++) from[a] = w + (o + a < out ? o + a : o) * in;
+        for (int64_t i = 0; i < in; i++)
+            for (int v = 0; v < V; v++) {
+                floats column = at(side + (i * V + v) * LANES);
+                for (int a = 0; a < 4; a++) sums[a][v] += column * from[a][i];
+            }
+        for (int a = 0; a < 4 && o + a < out; a++)
+            for (int64_t r = 0; r < rows; r++) {
+                float *to = y + r * all + o + a, sum = sums[a][r / LANES][r % LANES];
+                if (add) sum += *to;
+                if (bias) sum += bias[o + a];
+                *to = sum;
+            }
+    }
+}
+
+/* The same as `product`, for more rows. room: of floats, part * 2 * LANES. */
+void columns(const float *w, const float *bias, const float *x, float *y, int64_t rows, int64_t in,
+             int64_t out, int64_t part, float *room) {
+    for (int64_t first = 0; first < rows; first += 2 * LANES) {
+        int64_t some = rows - first < 2 * LANES ? rows - first : 2 * LANES;
+        int64_t wide = some > LANES ? 2 * LANES : LANES;
+        for (int64_t at = 0; at < in; at += part) {
+            const float *from = x + first * in + at, *b = at ? 0 : bias;
+            for (int64_t i = 0; i < part; i++)
+                for (int64_t r = 0; r < wide; r++)
+                    room[i * wide + r] = r < some ? from[r * in + i] : 0;
+            if (wide > LANES)
+                columns_of(w + at * out, b, room, y + first * out, some, part, out, out, at > 0, 2);
+            else
+                columns_of(w + at * out, b, room, y + first * out, some, part, out, out, at > 0, 1);
+        }
+    }
+}
+
 /* RMSNorm (shift NULL) or LayerNorm of x [dim]. */
 static void norm(const float *gain, const float *shift, float eps, const float *x, float *y,
                  int64_t dim) {
@@ -157,15 +199,20 @@ static void norm(const float *gain, const float *shift, float eps, const float *
     }
 }
 
-/* One query q [width] on `count` keys from cell `first` of a ring on -> y [width]. */
+/* One query q [width] on `count` keys from cell `first` of a ring on -> y [width]. The `old` first
+   ones are `more` numbers away from where the others are. */
 static void attend(const float *q, const float *k, const float *v, int64_t first, int64_t count,
-                   int64_t ring, int64_t width, float *scores, float *y) {
+                   int64_t old, int64_t more, int64_t ring, int64_t width, float *scores,
+                   float *y) {
     float scale = 1.0f / sqrtf((float)width), pair[2];
     int64_t padded = (count + LANES - 1) / LANES * LANES;
-    for (int64_t i = 0; i < count; i += 2) {
-        int64_t one = (first + i) % ring, two = i + 1 < count ? (first + i + 1) % ring : one;
-        dots(k + one * width, k + two * width, q, width, width, 1, pair);
+    for (int64_t i = 0, cell = first % ring; i < count; i += 2) {
+        int64_t next = cell + 1 < ring ? cell + 1 : 0;
+        const float *one = k + cell * width + (i < old ? more : 0), *two = one;
+        if (i + 1 < count) two = k + next * width + (i + 1 < old ? more : 0);
+        dots(one, two, q, width, width, 1, pair);
         scores[i] = pair[0] * scale, scores[i + 1] = pair[1] * scale;
+        cell = next + 1 < ring ? next + 1 : 0;
     }
     for (int64_t i = count; i < padded; i++) scores[i] = -INFINITY;
     floats most = at(scores), sum = {0};
@@ -184,7 +231,7 @@ static void attend(const float *q, const float *k, const float *v, int64_t first
         int64_t wide = width - d < 4 * LANES ? (width - d) / LANES : 4;
         floats sums[4] = {{0}};
         for (int64_t i = 0, cell = first % ring; i < count; i++) {
-            const float *from = v + cell * width + d;
+            const float *from = v + cell * width + d + (i < old ? more : 0);
             if (wide == 4)
                 for (int j = 0; j < 4; j++) sums[j] += at(from + j * LANES) * scores[i];
             else
@@ -202,6 +249,16 @@ typedef struct {
     float eps;
 } Shape;
 
+enum { FEW = 8 }; /* rows up to which weights are read for each four of them */
+
+static void multiply(const float *w, const float *x, float *y, int64_t rows, int64_t in,
+                     int64_t out, int64_t part, float *side) {
+    if (rows > FEW)
+        columns(w, 0, x, y, rows, in, out, part, side);
+    else
+        product(w, 0, x, y, rows, in, out, part);
+}
+
 enum { GAIN1, SHIFT1, QKV, OUT, GAIN2, SHIFT2, UP, DOWN, WEIGHTS };
 
 /* x [rows, dim], a step of a stream each, through a stack, in place.
@@ -209,21 +266,24 @@ enum { GAIN1, SHIFT1, QKV, OUT, GAIN2, SHIFT2, UP, DOWN, WEIGHTS };
    clocks, slots [rows]: which step of which stream; those of one stream follow each other.
    weights [layers, WEIGHTS]; caches [layers, 2], keys and values: [slots, kv_heads, ring, width].
    turns [rows, width]: cosine and sine of every pair of a head's numbers; NULL: no positions.
-   room: of floats, rows * (2 * dim + qkv + up + hidden) + ring + 2 * LANES. */
+   alike [rows]: the slot whose keys before the latest `own` are those of this one, too; NULL: none.
+   room: of floats, rows * (2 * dim + qkv + up + hidden) + ring + 2 * LANES, and of more than FEW
+   rows max(dim, part) * 2 * LANES more. */
 void stack(const float *const *weights, float *const *caches, const Shape *shape,
-           const float *turns, const int64_t *clocks, const int64_t *slots, int64_t rows, float *x,
-           float *room) {
+           const float *turns, const int64_t *clocks, const int64_t *slots, const int64_t *alike,
+           int64_t own, int64_t rows, float *x, float *room) {
     const Shape s = *shape;
     int64_t width = s.dim / s.heads, all = (s.heads + 2 * s.kv_heads) * width;
     int64_t group = s.heads / s.kv_heads, into = s.gated ? 2 * s.hidden : s.hidden;
     float *y = room, *z = y + rows * s.dim, *qkv = z + rows * s.dim, *up = qkv + rows * all;
     float *act = up + rows * into, *scores = act + rows * s.hidden;
+    float *side = scores + s.ring + 2 * LANES;
     for (int64_t layer = 0; layer < s.layers; layer++) {
         const float *const *w = weights + layer * WEIGHTS;
         float *k = caches[2 * layer], *v = caches[2 * layer + 1];
         for (int64_t r = 0; r < rows; r++)
             norm(w[GAIN1], w[SHIFT1], s.eps, x + r * s.dim, y + r * s.dim, s.dim);
-        product(w[QKV], 0, y, qkv, rows, s.dim, all, s.dim);
+        multiply(w[QKV], y, qkv, rows, s.dim, all, s.dim, side);
         for (int64_t r = 0; r < rows; r++) {
             float *q = qkv + r * all, *new_k = q + s.heads * width;
             int64_t cell = clocks[r] % s.ring, base = slots[r] * s.apart;
@@ -245,14 +305,16 @@ void stack(const float *const *weights, float *const *caches, const Shape *shape
             for (int64_t r = 0; r < rows; r++) {
                 int64_t last = clocks[r], first = last >= s.context ? last - s.context + 1 : 0;
                 int64_t from = slots[r] * s.apart + h / group * s.ring * width;
+                int64_t old = alike && last - own >= first ? last - own - first + 1 : 0;
+                int64_t more = old ? (alike[r] - slots[r]) * s.apart : 0;
                 attend(qkv + r * all + h * width, k + from, v + from, first, last - first + 1,
-                       s.ring, width, scores, y + r * s.dim + h * width);
+                       old, more, s.ring, width, scores, y + r * s.dim + h * width);
             }
-        product(w[OUT], 0, y, z, rows, s.dim, s.dim, s.dim);
+        multiply(w[OUT], y, z, rows, s.dim, s.dim, s.dim, side);
         for (int64_t i = 0; i < rows * s.dim; i++) x[i] += z[i];
         for (int64_t r = 0; r < rows; r++)
             norm(w[GAIN2], w[SHIFT2], s.eps, x + r * s.dim, y + r * s.dim, s.dim);
-        product(w[UP], 0, y, up, rows, s.dim, into, s.dim);
+        multiply(w[UP], y, up, rows, s.dim, into, s.dim, side);
         for (int64_t r = 0; r < rows; r++) {
             const float *from = up + r * into;
             float *to = act + r * s.hidden;
@@ -260,7 +322,7 @@ void stack(const float *const *weights, float *const *caches, const Shape *shape
                 *(floats *)(to + i) =
                     s.gated ? silu(at(from + i)) * at(from + s.hidden + i) : gelu(at(from + i));
         }
-        product(w[DOWN], 0, act, z, rows, s.hidden, s.dim, s.part);
+        multiply(w[DOWN], act, z, rows, s.hidden, s.dim, s.part, side);
         for (int64_t i = 0; i < rows * s.dim; i++) x[i] += z[i];
     }
 }

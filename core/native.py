@@ -34,7 +34,8 @@ SWITCH = "MOSHI_NATIVE"  # 0: not used
 FLAGS = (("-march=native",), ("-mcpu=native",), ())  # the first that the compiler takes
 WIDTH = 16  # all widths are multiples of it: of the numbers of any register
 PATHS, BOOKS = 32, 64  # that a search can keep, and go through
-ROWS = 8  # that a call is for, at most
+ROWS = 8  # that a product is for, at most
+MANY = 64  # that a stack is for
 SECONDS = 60  # that a compiler may take
 MATRIX, STACK = 1 << 24, 1 << 26  # numbers up to which one thread does not lose against several
 
@@ -56,7 +57,20 @@ class Shape(ctypes.Structure):
 
 SIGNATURES = {
     "product": (Address, Address, Address, Address, Int, Int, Int, Int),
-    "stack": (Address, Address, Address, Address, Address, Address, Int, Address, Address),
+    "columns": (Address, Address, Address, Address, Int, Int, Int, Int, Address),
+    "stack": (
+        Address,
+        Address,
+        Address,
+        Address,
+        Address,
+        Address,
+        Address,
+        Int,
+        Int,
+        Address,
+        Address,
+    ),
     "nearest": (Address, Int, Int, Int, Address, Address),
     "search": (Address, Int, Int, Int, Int, Address, Address, Address),
 }
@@ -209,6 +223,7 @@ class Stack:
             len(layers), self.dim, heads, kv_heads, self.hidden, gated, part, 0, 0, 0, eps
         )
         self.floats = first.qkv.shape[0] + first.up.shape[0] + 2 * self.dim + self.hidden
+        self.side = 2 * WIDTH * max(self.dim, part)
 
     @staticmethod
     def fits(layers: Sequence[Weights], heads: int) -> bool:
@@ -233,20 +248,25 @@ class Stack:
         clocks: Tensor,
         slots: Tensor,
         turns: Tensor | None,
+        alike: Tensor | None = None,
+        own: int = 0,
     ) -> Tensor:
         """x [N, D], step clocks[n] of slot slots[n] each (long[N]) -> [N, D]; new keys go into the
-        caches. turns [N, width]: cosine and sine of each pair."""
+        caches. turns [N, width]: cosine and sine of each pair. alike long[N]: slots whose keys
+        before the latest `own` (1 at least) are those of the row's slot, too."""
         lib, rows = library(), len(x)
-        assert lib is not None and rows <= ROWS and rows == len(clocks) == len(slots)
-        assert all(t.dtype == torch.long and t.is_contiguous() for t in (clocks, slots))
+        assert lib is not None and rows <= MANY and rows == len(clocks) == len(slots)
+        told = [t for t in (clocks, slots, alike) if t is not None]
+        assert all(t.dtype == torch.long and t.is_contiguous() for t in told)
+        assert alike is None or (own > 0 and len(alike) == rows)
         y = x.clone(memory_format=torch.contiguous_format)
-        room = x.new_empty(rows * self.floats + caches.ring + 2 * WIDTH)
+        room = x.new_empty(rows * self.floats + caches.ring + 2 * WIDTH + self.side)
         shape = Shape.from_buffer_copy(self.shape)  # several threads may step one model
         shape.ring, shape.context, shape.apart = caches.ring, context, caches.apart
         lib.stack(
             self.weights, caches.there, ctypes.byref(shape),
-            None if turns is None else turns.data_ptr(), clocks.data_ptr(), slots.data_ptr(), rows,
-            y.data_ptr(), room.data_ptr(),
+            None if turns is None else turns.data_ptr(), clocks.data_ptr(), slots.data_ptr(),
+            None if alike is None else alike.data_ptr(), own, rows, y.data_ptr(), room.data_ptr(),
         )  # fmt: skip
         return y
 

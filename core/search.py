@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from moshi_cli.core.stepper import StepState
 
 HOLD = 12  # frames after which the text of the best hypothesis is told
+LATEST = HOLD + 2  # keys in which hypotheses differ after a step …
+OWN = LATEST + 1  # … and in the next one
 LIKELIEST = 12  # tokens with which a hypothesis may go on
 PAUSE = 12  # frames without text after which a new sentence may begin
 LOST = -1e9  # score of what is no hypothesis
@@ -191,8 +193,8 @@ class Search:
         clock = clock[rows].repeat_interleave(self.shifts)
         rows, parent = self.every(rows), self.every(parent)
         state.ring.cells[rows] = state.ring.cells[parent]
-        steps = clock[:, None] - torch.arange(HOLD + 2, device=clock.device)
-        at = steps % state.lm.layers[0].k.shape[2]  # [rows, HOLD + 2]
+        steps = clock[:, None] - torch.arange(LATEST, device=clock.device)
+        at = steps % state.lm.layers[0].k.shape[2]  # [rows, LATEST]
         for cache in state.lm.layers:
             for tensor in (cache.k, cache.v):
                 tensor[rows[:, None], :, at] = tensor[parent[:, None], :, at]

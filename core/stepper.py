@@ -18,7 +18,7 @@ from moshi_cli.core.conditioning import Conditions
 from moshi_cli.core.config import Sampling
 from moshi_cli.core.lm import MoshiLm
 from moshi_cli.core.sampling import Noise, choose, guide
-from moshi_cli.core.search import HOLD, Search, SearchState
+from moshi_cli.core.search import HOLD, OWN, Search, SearchState
 from moshi_cli.core.state import State
 from moshi_cli.core.streams import UNKNOWN, ZERO, DelayPattern, DelayRing, ResidualTail, Role
 
@@ -137,8 +137,11 @@ class Stepper:
             size = (slots, self.lm.config.streams, prompt_frames + self.pattern.span)
             tokens = torch.full(size, UNKNOWN, device=device)
             prompt = Prompt(tokens, torch.full((slots,), -(2**40), device=device))
+        lm = self.lm.init_state(slots * twice, dtype=like.dtype, device=device)
+        if self.search is not None:
+            lm.group, lm.own = self.search.beam, OWN
         return StepState(
-            lm=self.lm.init_state(slots * twice, dtype=like.dtype, device=device),
+            lm=lm,
             ring=DelayRing.of(self.pattern, slots, device, 0 if self.search is None else HOLD),
             seed=torch.arange(slots, device=device),
             conditions=None,

@@ -84,6 +84,25 @@ def test_product(rows: int, out: int, into: int, part: int) -> None:
     close(native.product(x, lying, None, part), F.linear(x, weight))
 
 
+@pytest.mark.usefixtures("registers")
+@pytest.mark.parametrize(("into", "part"), [(16, 16), (96, 32)])
+@pytest.mark.parametrize("out", [1, 7, 64])
+@pytest.mark.parametrize("rows", [1, 9, 16, 33, 50])
+def test_product_of_many_rows(rows: int, out: int, into: int, part: int) -> None:
+    x, weight, bias = torch.randn(rows, into), torch.randn(out, into), torch.randn(out)
+    lying = weight.view(out, -1, part).transpose(0, 1).contiguous()
+    lib, room = native.library(), torch.empty(part * 2 * native.WIDTH)
+    assert lib is not None
+    for b in (bias, None):
+        y = torch.full((rows + 1, out), 7.0)
+        lib.columns(
+            lying.data_ptr(), None if b is None else b.data_ptr(), x.data_ptr(), y.data_ptr(),
+            rows, into, out, part, room.data_ptr(),
+        )  # fmt: skip
+        close(y[:rows], F.linear(x, weight, b))
+        assert y[rows].eq(7).all()
+
+
 STACKS = {
     "mimi": TransformerConfig(
         dim=64, heads=2, layers=2, ff=96, context=5, norm="layer", gated=False, layer_scale=0.3
@@ -117,7 +136,7 @@ def pair(config: TransformerConfig) -> tuple[Transformer, Transformer]:
 @pytest.mark.usefixtures("registers")
 @pytest.mark.parametrize("name", STACKS)
 @pytest.mark.parametrize("chunk", [1, 2])
-@pytest.mark.parametrize("slots", [1, 2, 3, 4])
+@pytest.mark.parametrize("slots", [1, 2, 3, 4, 11])
 @torch.no_grad()
 def test_stack(name: str, slots: int, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Until the rings have gone round, with pauses, a new stream, and pieces that are turned."""
@@ -150,13 +169,42 @@ def test_stack(name: str, slots: int, chunk: int, monkeypatch: pytest.MonkeyPatc
     close(quick(x[:, :1], states[0]), slow(x[:, :1], states[1]))
 
 
+@pytest.mark.usefixtures("registers")
+@pytest.mark.parametrize("name", STACKS)
+@torch.no_grad()
+def test_older_keys_are_those_of_the_first_of_a_group(name: str) -> None:
+    """What the others have there is not looked at."""
+    quick, slow = pair(STACKS[name])
+    own, group = 3, 4
+    states: list[TransformerState] = [
+        t.init_state(12, dtype=torch.float32, device="cpu", chunk=1) for t in (quick, slow)
+    ]
+    states[0].group, states[0].own = group, own
+    latest = torch.randn(own - 1, 12, 1, STACKS[name].dim)
+    shared = torch.randn(2 * STACKS[name].context, 3, 1, 1, STACKS[name].dim)
+    for x in shared.expand(-1, -1, group, -1, -1).flatten(1, 2):
+        close(quick(x, states[0]), slow(x, states[1]))
+    for x in latest:
+        close(quick(x, states[0]), slow(x, states[1]))
+    cells = states[0].clock[0] - torch.arange(own - 1) - 1
+    there = torch.zeros(states[0].layers[0].k.shape[2], dtype=torch.bool)
+    there[cells % len(there)] = True
+    others = torch.arange(12) % group > 0
+    for cache in states[0].layers:
+        for keys in (cache.k, cache.v):
+            keys[(others[:, None] & ~there)[:, None].expand(keys.shape[:3])] = torch.nan
+    x = torch.randn(12, 1, STACKS[name].dim)
+    close(quick(x, states[0]), slow(x, states[1]))
+
+
 @pytest.mark.usefixtures("there")
 @torch.no_grad()
 def test_what_is_not_for_it_goes_the_usual_way(monkeypatch: pytest.MonkeyPatch) -> None:
     quick, slow = pair(STACKS["lm"])
     monkeypatch.setattr(native.Stack, "step", lambda *_: pytest.fail("called"))
-    x = torch.randn(9, 1, 64)
-    for slots, exact, dtype in ((9, True, torch.float32), (1, False, torch.float32),
+    many = native.MANY + 1
+    x = torch.randn(many, 1, 64)
+    for slots, exact, dtype in ((many, True, torch.float32), (1, False, torch.float32),
                                 (1, True, torch.bfloat16)):  # fmt: skip
         a, b = (
             t.init_state(slots, dtype=dtype, device="cpu", exact_window=exact)
