@@ -327,6 +327,28 @@ void stack(const float *const *weights, float *const *caches, const Shape *shape
     }
 }
 
+/* Some cells of rings become those of others: to [n] slots from [n] slots, cells [n, count] of each.
+
+   rings [tensors]: [slots, heads, ring, width]. room: of floats, n * count * heads * width. */
+void follow(float *const *rings, int64_t tensors, int64_t heads, int64_t ring, int64_t width,
+            const int64_t *to, const int64_t *from, const int64_t *cells, int64_t n, int64_t count,
+            float *room) {
+    int64_t apart = heads * ring * width, bytes = width * sizeof(float);
+    for (int64_t t = 0; t < tensors; t++)
+        for (int back = 0; back < 2; back++) { /* all are read before one is written */
+            float *kept = room;
+            for (int64_t i = 0; i < n; i++)
+                for (int64_t h = 0; h < heads; h++)
+                    for (int64_t c = 0; c < count; c++, kept += width) {
+                        int64_t at = (h * ring + cells[i * count + c]) * width;
+                        if (back)
+                            memcpy(rings[t] + to[i] * apart + at, kept, bytes);
+                        else
+                            memcpy(kept, rings[t] + from[i] * apart + at, bytes);
+                    }
+        }
+}
+
 /* The nearest entries, book after book, of rest [dim], from which they are taken away.
 
    books [count, 2]: centroids [size, dim] and half of their squared lengths [size]. */

@@ -71,6 +71,7 @@ SIGNATURES = {
         Address,
         Address,
     ),
+    "follow": (Address, Int, Int, Int, Int, Address, Address, Address, Int, Int, Address),
     "nearest": (Address, Int, Int, Int, Address, Address),
     "search": (Address, Int, Int, Int, Int, Address, Address, Address),
 }
@@ -178,6 +179,21 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, part: int = 0
         rows, into, out, part or into,
     )  # fmt: skip
     return y
+
+
+def follow(rings: Sequence[Tensor], to: Tensor, source: Tensor, cells: Tensor) -> None:
+    """Cells long[n, count] of slots to[n] become those of slots source[n], in all rings [slots,
+    heads, ring, width] of one shape. `library` must be there."""
+    lib, (_slots, heads, ring, width) = library(), rings[0].shape
+    n, count = cells.shape
+    assert lib is not None and usable(*rings) and all(x.shape == rings[0].shape for x in rings)
+    told = (to, source, cells)
+    assert all(x.dtype == torch.long and x.is_contiguous() for x in told) and len(to) == n
+    room = rings[0].new_empty(n * count * heads * width)
+    lib.follow(
+        addresses(rings), len(rings), heads, ring, width, to.data_ptr(), source.data_ptr(),
+        cells.data_ptr(), n, count, room.data_ptr(),
+    )  # fmt: skip
 
 
 @dataclass

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from moshi_cli.core import native
 from moshi_cli.core.config import LmConfig, Sampling
 from moshi_cli.core.errors import UsageError
 from moshi_cli.core.listed import fold
@@ -195,9 +196,12 @@ class Search:
         state.ring.cells[rows] = state.ring.cells[parent]
         steps = clock[:, None] - torch.arange(LATEST, device=clock.device)
         at = steps % state.lm.layers[0].k.shape[2]  # [rows, LATEST]
-        for cache in state.lm.layers:
-            for tensor in (cache.k, cache.v):
-                tensor[rows[:, None], :, at] = tensor[parent[:, None], :, at]
+        rings = [tensor for cache in state.lm.layers for tensor in (cache.k, cache.v)]
+        if immediate(parent) and native.usable(*rings) and native.library() is not None:
+            native.follow(rings, rows, parent, at)
+            return
+        for tensor in rings:
+            tensor[rows[:, None], :, at] = tensor[parent[:, None], :, at]
 
 
 def immediate(tensor: Tensor) -> bool:

@@ -197,6 +197,20 @@ def test_older_keys_are_those_of_the_first_of_a_group(name: str) -> None:
     close(quick(x, states[0]), slow(x, states[1]))
 
 
+@pytest.mark.usefixtures("registers")
+def test_cells_follow() -> None:
+    rings = [torch.randn(5, 2, 7, 16) for _ in range(3)]
+    to, source = torch.tensor([0, 1, 3, 4]), torch.tensor([1, 0, 3, 0])
+    cells = torch.tensor([[0, 6], [2, 1], [3, 3], [6, 0]])
+    wanted = [ring.clone() for ring in rings]
+    for ring, new in zip(rings, wanted, strict=True):
+        for a, b, each in zip(to.tolist(), source.tolist(), cells.tolist(), strict=True):
+            new[a, :, each] = ring[b, :, each]
+    native.follow(rings, to, source, cells)
+    for ring, new in zip(rings, wanted, strict=True):
+        assert ring.equal(new)
+
+
 @pytest.mark.usefixtures("there")
 @torch.no_grad()
 def test_what_is_not_for_it_goes_the_usual_way(monkeypatch: pytest.MonkeyPatch) -> None:
