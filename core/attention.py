@@ -236,7 +236,7 @@ class Transformer(nn.Module):
     def brief(self, x: Tensor, state: TransformerState) -> bool:
         """Whether x [B, T, D] is what `step` is for."""
         B, T, _ = x.shape
-        if self.native is None or not 0 < T <= state.chunk or B * T > native.MANY:
+        if self.native is None or not 0 < T <= state.chunk or not native.few(B * T):
             return False
         there = x.dtype == torch.float32 and native.usable(state.layers[0].k)
         return there and not torch.compiler.is_compiling()

@@ -35,7 +35,7 @@ FLAGS = (("-march=native",), ("-mcpu=native",), ())  # the first that the compil
 WIDTH = 16  # all widths are multiples of it: of the numbers of any register
 PATHS, BOOKS = 32, 64  # that a search can keep, and go through
 ROWS = 8  # that a product is for, at most
-MANY = 64  # that a stack is for
+MANY = 64  # that a stack is for, unless PyTorch has but one thread, too
 SECONDS = 60  # that a compiler may take
 MATRIX, STACK = 1 << 24, 1 << 26  # numbers up to which one thread does not lose against several
 
@@ -157,6 +157,11 @@ def alone(numbers: int, most: int) -> bool:
     return numbers <= most or torch.get_num_threads() == 1
 
 
+def few(rows: int) -> bool:
+    """Whether a stack walks so many rows here as soon as PyTorch does."""
+    return rows <= MANY or torch.get_num_threads() == 1
+
+
 def usable(*tensors: Tensor | None) -> bool:
     """Whether tensors lie as native.c reads them."""
     there = [x for x in tensors if x is not None]
@@ -271,7 +276,7 @@ class Stack:
         caches. turns [N, width]: cosine and sine of each pair. alike long[N]: slots whose keys
         before the latest `own` (1 at least) are those of the row's slot, too."""
         lib, rows = library(), len(x)
-        assert lib is not None and rows <= MANY and rows == len(clocks) == len(slots)
+        assert lib is not None and 0 < rows == len(clocks) == len(slots)
         told = [t for t in (clocks, slots, alike) if t is not None]
         assert all(t.dtype == torch.long and t.is_contiguous() for t in told)
         assert alike is None or (own > 0 and len(alike) == rows)

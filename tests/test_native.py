@@ -217,6 +217,7 @@ def test_what_is_not_for_it_goes_the_usual_way(monkeypatch: pytest.MonkeyPatch) 
     quick, slow = pair(STACKS["lm"])
     monkeypatch.setattr(native.Stack, "step", lambda *_: pytest.fail("called"))
     many = native.MANY + 1
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     x = torch.randn(many, 1, 64)
     for slots, exact, dtype in ((many, True, torch.float32), (1, False, torch.float32),
                                 (1, True, torch.bfloat16)):  # fmt: skip
@@ -242,6 +243,7 @@ def test_other_widths_stay_with_pytorch(widths: dict[str, int]) -> None:
 @torch.no_grad()
 def test_large_matrices_are_left_to_many_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     assert native.alone(native.STACK + 1, native.STACK)  # the tests have one
+    assert native.few(native.MANY + 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
     assert native.alone(native.STACK, native.STACK)
     monkeypatch.setattr(native, "STACK", 100)
