@@ -23,11 +23,10 @@ from torch import Tensor
 from moshi_cli.core.errors import ModelError
 from moshi_cli.core.listed import Listed, fold, look_up, seed
 from moshi_cli.core.recurrent import Recurrent
-from moshi_cli.core.text import EOS, PAD
-from moshi_cli.core.wordgrams import WordGrams
+from moshi_cli.core.text import EOS
+from moshi_cli.core.wordgrams import WordGrams, moved
 
 UNKNOWN = 10.0  # nats by which a piece that makes no word of the text is less likely
-PIECES = 7  # of a word, the last of which are looked at; a longer word counts as known
 BESIDE = 0.2  # the rest of it keeps what else is said as probable as it was, or nearly
 REMEMBERED = 0.5  # what a recurrent model has to say against its n-grams
 WORDED = 0.35  # what n-grams of words have to say against both
@@ -43,18 +42,17 @@ class Words:
     begins: Tensor  # bool[V], whether a token begins a word
     known: Tensor  # int32 [M], rising: keys of beginnings, and of words with EOS behind them
 
-    def unknown(self, past: Tensor, tokens: Tensor) -> Tensor:
-        """past long[R, n], tokens long[R, k] -> bool[R, k]: it makes, or leaves behind, no word."""
-        key, inside = torch.zeros_like(past[:, 0]), torch.zeros_like(past[:, 0], dtype=torch.bool)
-        for token in past.unbind(1):
-            first = self.begin(token)
-            key = fold(torch.where(first, 0, key), token)
-            inside = first | (inside & (token > PAD))
-        first, key, inside = self.begin(tokens), key[:, None], inside[:, None]
-        ends = self.has(fold(key, torch.full_like(key, EOS)))
-        broken = inside & self.has(key) & ~ends
-        new = ~self.has(fold(torch.where(first, 0, key), tokens))
+    def unknown(self, place: Tensor, tokens: Tensor) -> Tensor:
+        """place long[R, 3], tokens long[R, k] -> bool[R, k]: this makes, or leaves, no word."""
+        first, part = self.begin(tokens), place[:, 2:]
+        inside, ends = part != 0, self.has(fold(part, torch.full_like(part, EOS)))
+        broken = inside & self.has(part) & ~ends
+        new = ~self.has(fold(torch.where(first, 0, part), tokens))
         return torch.where(first, broken | new, inside & new)
+
+    def step(self, place: Tensor, token: Tensor) -> Tensor:
+        """place long[R, 3] and the tokens that are written, long[R] -> place after them."""
+        return moved(place, token, self.begin(token))
 
     def begin(self, tokens: Tensor) -> Tensor:
         """Which tokens, long[...], begin a word; those beyond the vocabulary do not."""
@@ -89,8 +87,12 @@ class NGram:
     @property
     def context(self) -> int:
         """How many tokens before one count."""
-        own = max(self.order - 1, PIECES if self.words else 0)
-        return max(own, self.beside.context if self.beside else 0)
+        return max(self.order - 1, self.beside.context if self.beside else 0)
+
+    @property
+    def worded(self) -> bool:
+        """Whether the place among words counts."""
+        return self.words is not None or (self.beside is not None and self.beside.worded)
 
     @property
     def memory(self) -> int:
@@ -122,7 +124,7 @@ class NGram:
         place: Tensor | None = None,
     ) -> Tensor:
         """past long[R, context or more] (newest last, NOTHING before the first), tokens long[R, k],
-        memory float32 [R, M] of the recurrent model and place long[R, 3] of the n-grams of words,
+        memory float32 [R, M] of the recurrent model and place long[R, 3] of the words (`placed`),
         None to do without -> float32 [R, k] in nats."""
         score = self.table(past, tokens)
         if self.recurrent is not None and memory is not None:
@@ -130,15 +132,17 @@ class NGram:
             score = shared(score, said, REMEMBERED)
         if self.wordgrams is not None and place is not None:
             score = shared(score, self.wordgrams(place, tokens), WORDED)
-        if self.words is not None:
-            score = score - UNKNOWN * self.words.unknown(past[:, -PIECES:], tokens)
-        return score if self.beside is None else shared(score, self.beside(past, tokens), BESIDE)
+        if self.words is not None and place is not None:
+            score = score - UNKNOWN * self.words.unknown(place, tokens)
+        if self.beside is None:
+            return score
+        return shared(score, self.beside(past, tokens, None, place), BESIDE)
 
     def placed(self, place: Tensor, token: Tensor) -> Tensor:
-        """place long[R, 3] of the n-grams of words and the tokens that are said, long[R] -> place
-        after them."""
-        assert self.wordgrams is not None
-        return self.wordgrams.step(place, token.clamp(max=self.size - 1))
+        """place long[R, 3] among the words of a text (see wordgrams.py) and the tokens that are
+        said, long[R] -> place after them."""
+        worded = self if self.words is not None or self.beside is None else self.beside
+        return place if worded.words is None else worded.words.step(place, token)
 
     def remember(self, memory: Tensor, token: Tensor) -> Tensor:
         """memory [R, M] and the tokens that are said, long[R] -> memory after them."""

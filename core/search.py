@@ -47,7 +47,7 @@ class SearchState(State):
     past: Tensor  # long[H, n], the latest tokens of text, newest last
     quiet: Tensor  # long[H], frames without text
     memory: Tensor  # [H, n], what a recurrent model remembers of its text
-    place: Tensor  # long[H, 3 or 0], where it is for n-grams of words
+    place: Tensor  # long[H, 3 or 0], where it is among words
     beam: int
     shifts: int = 1
 
@@ -78,7 +78,7 @@ class Search:
             raise UsageError("this model has no n-grams that could be weighed", "--lm-weight 0")
         self.lm, self.beam, self.shifts = lm, sampling.beam, sampling.shifts
         self.ngram = ngram if sampling.lm_weight else None
-        self.worded = self.ngram is not None and self.ngram.wordgrams is not None
+        self.worded = self.ngram is not None and self.ngram.worded
         self.weight, self.bonus = sampling.lm_weight, sampling.token_bonus
 
     def init_state(self, rows: int, device: torch.device | str) -> SearchState:

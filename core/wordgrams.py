@@ -6,6 +6,9 @@ words and the beginning of a word, how likely any word with that beginning is th
 such words, which backs off like the words themselves do. A piece is as likely as the longer
 beginning is against the shorter one. That a word ends, and does not go on, is told where the next
 one begins, as it is after no word in particular.
+
+A place in a sentence is the word before the last one, the last one, and what there is of the one
+that is being written, as keys of `fold`: long[3], zeros begin a sentence.
 """
 
 from __future__ import annotations
@@ -36,19 +39,6 @@ class WordGrams:
         last = len(self.begins) - 1
         return self.begins[tokens.clamp(0, last)] & (tokens >= 0) & (tokens <= last)
 
-    def step(self, place: Tensor, token: Tensor) -> Tensor:
-        """place long[R, 3], token long[R] that is written -> place long[R, 3].
-
-        A place in a sentence is the word before the last one, the last one, and what there is of
-        the one that is being written, as keys of `fold`: zeros begin a sentence.
-        """
-        second, first, part = place.unbind(1)
-        new, inside = self.begin(token), part != 0
-        ends = new & inside
-        longer = torch.where(new | inside, fold(torch.where(new, 0, part), token), 0)
-        second, first = torch.where(ends, first, second), torch.where(ends, part, first)
-        return torch.stack([second, first, longer], 1)
-
     def __call__(self, place: Tensor, tokens: Tensor) -> Tensor:
         """place long[R, 3], tokens long[R, k] -> float32 [R, k] in nats."""
         second, first, part = place.unsqueeze(1).unbind(2)  # [R, 1]
@@ -67,6 +57,17 @@ class WordGrams:
             own, there = self.masses.find(part_key(part, *history))
             score = torch.where(there, own, score + self.backs.find(back_key(*history))[0])
         return torch.where(known, score, UNHEARD)
+
+
+def moved(place: Tensor, token: Tensor, new: Tensor) -> Tensor:
+    """place long[R, 3], token long[R] that is written, bool[R] if it begins a word -> the place
+    after it."""
+    second, first, part = place.unbind(1)
+    inside = part != 0
+    ends = new & inside
+    longer = torch.where(new | inside, fold(torch.where(new, 0, part), token), 0)
+    second, first = torch.where(ends, first, second), torch.where(ends, part, first)
+    return torch.stack([second, first, longer], 1)
 
 
 def part_key(part: Tensor, *history: Tensor) -> Tensor:

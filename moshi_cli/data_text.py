@@ -82,10 +82,10 @@ def ngrams(
     """Count n-grams of text tokens, for the search of `moshi asr`; a sentence is a line.
 
     The words of the text are kept, too: the search finds others much less likely. A recurrent model
-    remembers whole sentences; five million tokens take some eight minutes a pass. A language model
-    of words (--arpa) tells what follows what in far more text than is at hand; spell its words as
-    the tokenizer's model does. Both count in a model's own file; of one that `--ngrams` puts beside
-    it, the n-grams do.
+    remembers whole sentences; five million tokens take some eight minutes a pass. It counts in a
+    model's own file, not in one that `--ngrams` puts beside it. A language model of words (--arpa)
+    tells what follows what in far more text than is at hand; its words are to be spelled as the
+    text is.
     """
     from moshi_cli.core.text import Text
     from moshi_cli.tasks.arpa import Spelled, read_arpa

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from moshi_cli.core.errors import InputError, ModelError
-from moshi_cli.core.ngram import WORDED, NGram, load_ngram, shared
+from moshi_cli.core.ngram import BESIDE, UNKNOWN, WORDED, NGram, load_ngram, shared
 from moshi_cli.core.text import Text
-from moshi_cli.core.wordgrams import UNHEARD, WordGrams
+from moshi_cli.core.wordgrams import UNHEARD, WordGrams, moved
 from moshi_cli.tasks.arpa import Spelled, read_arpa
 from moshi_cli.tasks.ngrams import count, sentences, words_of
 
@@ -59,7 +59,7 @@ def slow(p: dict[tuple[str, ...], float], history: tuple[str, ...], word: str) -
 def places(table: WordGrams, pieces: list[int]) -> torch.Tensor:
     place = torch.zeros(1, 3, dtype=torch.long)
     for piece in pieces:
-        place = table.step(place, torch.tensor([piece]))
+        place = moved(place, torch.tensor([piece]), table.begin(torch.tensor([piece])))
     return place
 
 
@@ -148,15 +148,18 @@ def test_words_have_a_share(tmp_path: Path, tiny_text: Text) -> None:
     alone = made.table(past, every)
     wanted = shared(alone, made.wordgrams(place, every), WORDED)
     for ngram in (made, again, again.to("cpu")):
-        unknown = 10.0 * made.words.unknown(past[:, -7:], every)
+        unknown = UNKNOWN * made.words.unknown(place, every)
         found = ngram(past, every, None, place)
         torch.testing.assert_close(found, wanted - unknown, atol=2e-2, rtol=0)
-        torch.testing.assert_close(ngram(past, every), alone - unknown, atol=2e-2, rtol=0)
+        torch.testing.assert_close(ngram(past, every), alone, atol=2e-2, rtol=0)
+        both = count(sentences(["nine ten"], tiny_text), 3, tiny_text.size).mixed(ngram)
+        beside = shared(both.table(past, every), found, BESIDE)
+        torch.testing.assert_close(both(past, every, None, place), beside)
     told = again.placed(torch.zeros(2, 3, dtype=torch.long), torch.tensor([nine[0], EVERY]))
     assert told[0].tolist() == places(made.wordgrams, nine[:1])[0].tolist()
-    assert not made.words.unknown(
-        torch.full((1, 7), -1), torch.tensor([tiny_text.encode("ten")[:1]])
-    )
+    ten = tiny_text.encode("ten")  # a word of the ARPA file alone
+    for i, piece in enumerate(ten):
+        assert not made.words.unknown(places(made.wordgrams, ten[:i]), torch.tensor([[piece]]))
 
 
 def test_files_that_are_none(tmp_path: Path, tiny_text: Text) -> None:

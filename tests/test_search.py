@@ -26,12 +26,12 @@ from moshi_cli.core.mimi import Mimi
 from moshi_cli.core.ngram import (
     BESIDE,
     NOTHING,
-    PIECES,
     REMEMBERED,
     UNKNOWN,
     NGram,
     Words,
     load_ngram,
+    shared,
 )
 from moshi_cli.core.presets import MOSHI_NANO
 from moshi_cli.core.recurrent import Recurrent
@@ -39,7 +39,6 @@ from moshi_cli.core.search import HOLD, LIKELIEST, LOST, PAUSE, merged
 from moshi_cli.core.streams import ZERO, DelayPattern, Role, Task
 from moshi_cli.core.text import BOS, EOS, EPAD, PAD, Text
 from moshi_cli.core.weights import Model
-from moshi_cli.core.wordgrams import WordGrams
 from moshi_cli.tasks.arpa import Spelled, read_arpa
 from moshi_cli.tasks.asr import ASR, hearing_sampling, transcribe
 from moshi_cli.tasks.chat import CHAT
@@ -140,8 +139,8 @@ def remembered(model: Recurrent, said: list[int]) -> Tensor:
     return memory
 
 
-def worded(tmp_path: Path, text: Text) -> WordGrams:
-    """N-grams of words, made up."""
+def give_words(ngram: NGram, tmp_path: Path, text: Text) -> None:
+    """Words, and n-grams of them, made up."""
     path = tmp_path / "words.arpa"
     words = ["one", "two", "three", "four"]
     pairs = [f"-0.5 {a} {b} -0.1" for a, b in zip(["<s>", *words], words, strict=False)]
@@ -149,12 +148,13 @@ def worded(tmp_path: Path, text: Text) -> WordGrams:
     single = [f"-0.{n + 5} {word} -0.2" for n, word in enumerate(["<s>", *words])]
     parts = ("\\data\\", "\\1-grams:", *single, "\\2-grams:", *pairs, "\\3-grams:", *triples)
     path.write_text("\n".join([*parts, "\\end\\", ""]))
-    return Spelled(read_arpa(path), text).tables(99)
+    spelled = Spelled(read_arpa(path), text)
+    ngram.words, ngram.wordgrams = words_of(spelled.rows, text), spelled.tables(99)
 
 
 def placed(ngram: NGram, said: list[int]) -> Tensor | None:
     """Where n-grams of words are after tokens that follow BOS, one by one."""
-    if ngram.wordgrams is None:
+    if not ngram.worded:
         return None
     place = torch.zeros(1, 3, dtype=torch.long)
     for token in said:
@@ -189,10 +189,12 @@ def test_a_word_is_unknown_to_both(tiny_text: Text) -> None:
     made.recurrent = plain.recurrent = recurrent_model(tiny_text.size)
     made.words = words_of(rows, tiny_text)
     assert made.words is not None
-    past, every = past_of([BOS, *tiny_text.encode("seven")], PIECES), torch.arange(4, 288)[None]
+    said, every = tiny_text.encode("seven"), torch.arange(4, 288)[None]
+    past, place = past_of([BOS, *said], 1), placed(made, said)
+    assert place is not None
     memory = remembered(made.recurrent, tiny_text.encode("seven"))
-    less = plain(past, every, memory) - made(past, every, memory)
-    torch.testing.assert_close(less, UNKNOWN * made.words.unknown(past, every).float())
+    less = plain(past, every, memory) - made(past, every, memory, place)
+    torch.testing.assert_close(less, UNKNOWN * made.words.unknown(place, every).float())
 
 
 def test_a_file_that_holds_no_ngrams(tmp_path: Path) -> None:
@@ -254,21 +256,30 @@ def test_pieces_that_make_no_word(tiny_text: Text, tmp_path: Path) -> None:
     pasts = [[BOS], [], [every[-1].item()], *([BOS, *w[:n]] for w in tokens for n in (1, 2, 9))]
     pasts += [[*a, *b] for a in tokens for b in tokens]
     for past in pasts:
-        past = past[-PIECES:]
-        found = words.unknown(past_of(past, PIECES), every[None])[0].tolist()
+        place = torch.zeros(1, 3, dtype=torch.long)
+        for piece in past[past[:1] == [BOS] :]:
+            place = words.step(place, torch.tensor([piece]))
+        found = words.unknown(place, every[None])[0].tolist()
         assert found == [slow_unknown(tokens, begins, past, int(t)) for t in every], past
     plain, strict = (count(rows, 2, tiny_text.size) for _ in range(2))
     strict.words = words
     strict.save(tmp_path / "n")
-    again, past = load_ngram(tmp_path / "n"), past_of([BOS, *tokens[0]], PIECES)
-    assert again.context == PIECES
+    again, past = load_ngram(tmp_path / "n"), past_of([BOS, *tokens[0]], 1)
+    place = placed(again, tokens[0])
+    assert place is not None and again.context == 1
     torch.testing.assert_close(
-        again(past, every[None]),
-        plain(past, every[None]) - UNKNOWN * words.unknown(past, every[None]),
+        again(past, every[None], None, place),
+        plain(past, every[None]) - UNKNOWN * words.unknown(place, every[None]),
         atol=1e-2, rtol=0,
     )  # fmt: skip
     both = again.mixed(plain).to("cpu")
-    assert float(both(past, every[None]).min()) > float(again(past, every[None]).min()) + 1
+    least = [float(model(past, every[None], None, place).min()) for model in (both, again)]
+    assert least[0] > least[1] + 1
+    other = plain.mixed(again)  # whose words count for less
+    assert plain.worded < other.worded and other.placed(place, torch.tensor([tokens[0][0]])).any()
+    told = other(past, every[None], None, place)
+    wanted = shared(plain(past, every[None]), again(past, every[None], None, place), BESIDE)
+    torch.testing.assert_close(told, wanted)
 
 
 def test_the_same_words_are_one_hypothesis() -> None:
@@ -365,7 +376,7 @@ def test_search_is_the_slow_one(
     assert model.ngram is not None
     if recurrent:
         model.ngram.recurrent = recurrent_model(288)
-        model.ngram.wordgrams = worded(tmp_path, tiny_text)
+        give_words(model.ngram, tmp_path, tiny_text)
     bonus = 0.1 * (weight > 0)
     sampling = Sampling(
         0, 0, 0, 0, beam=beam, lm_weight=weight, token_bonus=bonus, shifts=shifts
@@ -414,7 +425,7 @@ def test_slots_do_not_notice_each_other(
     assert model.ngram is not None
     if recurrent:
         model.ngram.recurrent = recurrent_model(288)
-        model.ngram.wordgrams = worded(tmp_path, tiny_text)
+        give_words(model.ngram, tmp_path, tiny_text)
     sampling = Sampling(0, 0, 0, 0, beam=3, lm_weight=0.3, shifts=shifts)
     wavs = [torch.rand(1, 1, 20 * FRAME) - 0.5 for _ in range(2)]
     alone = [texts(Engine(model, ASR_3, 1, sampling=sampling), wav, 0, 15) for wav in wavs]
@@ -446,7 +457,7 @@ def test_what_is_remembered_is_forgotten_at_a_pause(
     monkeypatch.setattr(searching, "immediate", lambda tensor: immediate)
     assert model.ngram is not None
     net = model.ngram.recurrent = recurrent_model(288)
-    model.ngram.wordgrams = worded(tmp_path, tiny_text)
+    give_words(model.ngram, tmp_path, tiny_text)
     search = searching.Search(TINY_LM, Sampling(0, 0, 0, 0, beam=3, lm_weight=0.5), model.ngram)
     state, never = search.init_state(3, "cpu"), torch.zeros(3, dtype=torch.bool)
     said, rests = torch.tensor([True, False, True]), torch.tensor([False, False, True])
@@ -526,7 +537,7 @@ def test_states_follow_their_hypotheses_in_a_graph_as_well(
     wav = torch.rand(1, 1, 12 * FRAME) - 0.5
     assert model.ngram is not None
     model.ngram.recurrent = recurrent_model(288)
-    model.ngram.wordgrams = worded(tmp_path, tiny_text)
+    give_words(model.ngram, tmp_path, tiny_text)
     sampling = Sampling(0, 0, 0, 0, beam=4, lm_weight=0.5, shifts=shifts)
     quick = texts(Engine(model, ASR_3, 1, sampling=sampling), wav, 0, HOLD + 4)
     monkeypatch.setattr(searching, "immediate", lambda tensor: False)
@@ -544,7 +555,7 @@ def test_only_the_latest_keys_have_to_follow(
     model = replace(model, lm=lm)
     assert model.ngram is not None
     model.ngram.recurrent = recurrent_model(288)
-    model.ngram.wordgrams = worded(tmp_path, tiny_text)
+    give_words(model.ngram, tmp_path, tiny_text)
     sampling = Sampling(0, 0, 0, 0, beam=4, lm_weight=0.3, shifts=shifts)
     wav = torch.rand(1, 1, 90 * FRAME) - 0.5
     quick = texts(Engine(model, ASR_3, 1, sampling=sampling), wav, 0, 0)
