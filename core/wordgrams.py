@@ -47,8 +47,9 @@ class WordGrams:
         score = torch.where(new, torch.where(inside, ends, 0), -so_far)
         over = new & inside  # the word before is whole
         second, first = torch.where(over, first, second), torch.where(over, part, first)
-        score = score + self.mass(second, first, fold(torch.where(new, 0, part), tokens))
-        return torch.where(new | inside, score, UNHEARD).clamp(UNHEARD, 0)
+        mass = self.mass(second, first, fold(torch.where(new, 0, part), tokens))
+        heard = (new | inside) & (mass > UNHEARD)
+        return torch.where(heard, score + mass, UNHEARD).clamp(UNHEARD, 0)
 
     def mass(self, second: Tensor, first: Tensor, part: Tensor) -> Tensor:
         """How likely a word that begins with `part` is after two others, in nats; all long[...]."""
