@@ -114,7 +114,8 @@ class Search:
         value, token = likely.topk(k)  # [H, k]
         text = (token != self.lm.text_pad) & (token != self.lm.text_epad)
         if self.ngram is not None:
-            memory, place = (x if x.shape[1] else None for x in (mine.memory, mine.place))
+            memory = mine.memory if self.ngram.memory else None
+            place = mine.place if self.worded else None
             usual = self.ngram(mine.past, token, memory, place)
             value = value + text * (self.weight * usual + self.bonus)
         score = (mine.score[:, None] + value).view(-1, W * k)  # [B, C]
