@@ -59,6 +59,8 @@ def read_arpa(path: Path) -> Arpa:
         if n == 1 and not rows:
             raise InputError(f"{path}: no 1-grams")
         if rows:
+            if len(found) < n - 1:
+                raise InputError(f"{path}: no {n - 1}-grams")
             words, p, back = zip(*rows, strict=True)
             found.append(Grams(np.array(words), np.exp(np.array(p)), np.exp(np.array(back))))
             rows.clear()
@@ -79,7 +81,7 @@ def read_arpa(path: Path) -> Arpa:
             try:
                 words = parts[1 : n + 1]
                 p, back = float(parts[0]), float(parts[n + 1]) if len(parts) > n + 1 else 0.0
-                if not (p <= 0 and math.isfinite(back)):
+                if not (p <= 0 and math.isfinite(p) and math.isfinite(back)):
                     raise ValueError(f"p = 10^{p}, weight 10^{back}")
                 row = [ids.setdefault(word, len(ids)) if n == 1 else ids[word] for word in words]
                 if len(row) < n:

@@ -174,6 +174,8 @@ def test_files_that_are_none(tmp_path: Path, tiny_text: Text) -> None:
         (whole.replace("nine ten", "nine"), "a.arpa:6: not an 2-gram"),
         (whole.replace("-1\tten", "x\tten"), "a.arpa:4: not an 1-gram"),
         (whole.replace("-1\tten", "nan\tten"), "a.arpa:4: not an 1-gram"),
+        (whole.replace("-1\tten", "-inf\tten"), "a.arpa:4: not an 1-gram"),
+        (whole.replace("-1\tnine ten", "\n\\3-grams:\n-1\tten nine ten"), "no 2-grams"),
     ):
         path.write_text(text)
         with pytest.raises(InputError, match=said):
