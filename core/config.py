@@ -262,6 +262,7 @@ class Sampling:
     lm_weight: float = 0.0  # of the model's n-grams among them …
     token_bonus: float = 0.0  # … and what a token of text gains beside: n-grams like few words
     shifts: int = 1  # times that a search hears the sound, each a part of a frame later
+    takes: int = 1  # of a sentence that is spoken, of which the one is kept that is heard best
 
     def __post_init__(self) -> None:
         if min(self.temp, self.text_temp) < 0 or not math.isfinite(self.temp + self.text_temp):
@@ -272,6 +273,8 @@ class Sampling:
             raise UsageError("a search keeps at least one hypothesis")
         if self.shifts < 1 or (self.shifts > 1 and self.beam == 1):
             raise UsageError("sound is heard once, or more often by a search of two hypotheses")
+        if self.takes < 1:
+            raise UsageError("a sentence has one take, or more")
         if not 0 < self.top_p <= 1:
             raise UsageError("top-p must be above 0 and at most 1")
 

@@ -2,8 +2,9 @@
 
 Keys are upstream's. Five are ours: `tasks` (name -> lag in seconds, for models that do several),
 `task_gen_config` (name -> what differs from `lm_gen_config`; `beam_size`, `lm_weight`,
-`token_bonus` and `shifts` of a search, too), `low_rank_embeddings` (of the temporal transformer),
-`residual_dim` (`LmConfig.residual`) and `ngram_name` (the file of core/ngram.py).
+`token_bonus` and `shifts` of a search, `takes` of a text, too), `low_rank_embeddings` (of the
+temporal transformer), `residual_dim` (`LmConfig.residual`) and `ngram_name` (the file of
+core/ngram.py).
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ _MODEL_KEYS = {
 _SAMPLING_KEYS = {  # of lm_gen_config; upstream has two spellings for the text temperature
     "temp": "temp", "top_k": "top_k", "temp_text": "text_temp", "text_temp": "text_temp",
     "top_k_text": "text_top_k", "cfg_coef": "guidance", "beam_size": "beam",
-    "lm_weight": "lm_weight", "token_bonus": "token_bonus", "shifts": "shifts",
+    "lm_weight": "lm_weight", "token_bonus": "token_bonus", "shifts": "shifts", "takes": "takes",
 }  # fmt: skip
 
 
@@ -192,6 +193,7 @@ def write_sampling(s: Sampling) -> dict[str, float]:
             "beam_size": s.beam, "lm_weight": s.lm_weight, "token_bonus": s.token_bonus,
             **({} if s.shifts == 1 else {"shifts": s.shifts}),
         }),
+        **({} if s.takes == 1 else {"takes": s.takes}),
     }  # fmt: skip
 
 

@@ -80,6 +80,7 @@ def tts(
     temperature: Temperature = None,
     cfg_coef: Annotated[float | None, flag("--cfg-coef", "As in `moshi tts`.")] = None,
     nq: Annotated[int | None, flag("--nq", "As in `moshi tts`.", min=1)] = None,
+    takes: Annotated[int | None, flag("--takes", "As in `moshi tts`.", min=1)] = None,
     speed: Annotated[float, flag("--speed", "As in `moshi tts`.", min=0.25, max=4)] = 1.0,
     by: By = None,
     compile: Compile = False,
@@ -98,8 +99,9 @@ def tts(
     from moshi_cli.tts_jobs import SpeakingFlags
 
     speaking = SpeakingFlags(
-        voice=voice, temperature=temperature, cfg_coef=cfg_coef, nq=nq, speed=speed, compile=compile
-    )
+        voice=voice, temperature=temperature, cfg_coef=cfg_coef, nq=nq, takes=takes, speed=speed,
+        compile=compile,
+    )  # fmt: skip
     return run(
         inputs, manifest, speaking,
         Asked(model, evaluation, texts, log.console("eval tts"), judging, by),

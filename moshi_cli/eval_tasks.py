@@ -155,7 +155,7 @@ def tts(inputs: Names, manifests: Names, speaking: SpeakingFlags, asked: Asked) 
             row["hypothesis"] = row.get("heard", {}).get("speech")
         return scoring.grouped(lambda r: scoring.tts(r, normaliser), run.good(), asked.by)
 
-    settings = asdict(studio.manner) | {"voice": speaking.voice}
+    settings = asdict(studio.manner) | {"voice": speaking.voice, "takes": studio.takes}
     context = asked.told(opened, settings=settings)
     return run.finish(figures, context | judged(judge))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,7 +110,7 @@ class Utterance(Trial, Speech):
 
     run: Evaluation
 
-    def sessions(self) -> list[Speaking]:
+    def sessions(self) -> Sequence[Speaking]:
         if not said(self.item):
             raise InputError(f"{self.item.id}: there is nothing to say")
         return super().sessions()

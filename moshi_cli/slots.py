@@ -25,7 +25,7 @@ from moshi_cli.options import ModelOptions
 if TYPE_CHECKING:
     from moshi_cli.core.engine import Engine
     from moshi_cli.core.weights import Model
-    from moshi_cli.tasks.events import Event
+    from moshi_cli.tasks.events import End, Event
 
 
 Compile = Annotated[bool, typer.Option("--compile/--no-compile", help="torch.compile each frame.")]
@@ -50,6 +50,12 @@ class Job:
     def push(self, session: Any, event: Event) -> None:
         """Use what a session reports."""
         raise NotImplementedError
+
+    def ended(self, session: Any, event: End) -> None:
+        """A session is over."""
+        self.audio_s = max(self.audio_s, event.audio_s)
+        known = [s for s in (self.first_s, event.first_s) if s is not None]
+        self.first_s = min(known, default=None)
 
     def complete(self) -> None:
         """Write what is to be written at the end."""
@@ -132,9 +138,7 @@ def work(
                 if isinstance(event, Failed):
                     errors.setdefault(id(job), event.error)
                 elif isinstance(event, End):
-                    job.audio_s = max(job.audio_s, event.audio_s)
-                    known = [s for s in (job.first_s, event.first_s) if s is not None]
-                    job.first_s = min(known, default=None)
+                    job.ended(session, event)
                 else:
                     job.push(session, event)
                 if isinstance(event, Failed | End):

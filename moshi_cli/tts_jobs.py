@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import codecs
 import sys
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,8 +25,9 @@ if TYPE_CHECKING:
     from moshi_cli.core.engine import Engine
     from moshi_cli.core.weights import Model
     from moshi_cli.devices import Loudspeaker
-    from moshi_cli.tasks.events import Event, Word
+    from moshi_cli.tasks.events import End, Event, Word
     from moshi_cli.tasks.manner import Manner
+    from moshi_cli.tasks.takes import Choice
     from moshi_cli.tasks.tts import Speaking
 
 Words = Annotated[
@@ -50,6 +53,11 @@ class SpeakingFlags:
     nq: Annotated[int | None, flag("--nq", "Codebooks: fewer are quicker and coarser.", min=1)] = (
         None
     )
+    takes: Annotated[
+        int | None,
+        flag("--takes", "Times that each sentence is spoken, to keep what the model itself hears "
+             "best; by default as the model says, and 1 for --play and stdin.", min=1),
+    ] = None  # fmt: skip
     speed: Annotated[float, flag("--speed", "Above 1: shorter waits.", min=0.25, max=4)] = 1.0
     sentence_silence: Annotated[
         float, flag("--sentence-silence", "Seconds after a sentence.", min=0)
@@ -136,8 +144,11 @@ class Studio:
             temperature=flags.temperature, cfg_coef=flags.cfg_coef, codebooks=flags.nq,
             speed=flags.speed, sentence_silence_s=flags.sentence_silence,
         )  # fmt: skip
+        at_once = flags.play or any(item.source == STDIN for item in run.items)
+        usual = 1 if at_once else model.config.sampling_of("tts").takes
+        self.takes = usual if flags.takes is None else flags.takes
         self.details = details(model, options)
-        self.settings = {**self.details, **sound, "flags": flags}
+        self.settings = {**self.details, **sound, "flags": flags, "takes": self.takes}
         self.voices: dict[str, Tensor] = {}
         self.speaker: Loudspeaker | None = None
         if flags.play:
@@ -156,8 +167,9 @@ class Studio:
 
         def make(compile: bool) -> Engine:
             return speaking_engine(
-                self.model, slots, self.manner, prompt_frames=frames, compile=compile
-            )
+                self.model, slots * self.takes, self.manner,
+                prompt_frames=frames, decode=self.takes == 1, compile=compile,
+            )  # fmt: skip
 
         return build(make, self.flags.compile, self.run.console)
 
@@ -195,9 +207,11 @@ class Speech(Job):
         self.out: Any = None
         self.words: list[Word] = []
         self.unspoken = ""
+        self.choice: Choice | None = None  # of several takes
 
-    def sessions(self) -> list[Speaking]:
+    def sessions(self) -> Sequence[Speaking]:
         from moshi_cli.tasks.manner import speaking_conditions
+        from moshi_cli.tasks.takes import Choice
         from moshi_cli.tasks.tts import Speaking
         from moshi_cli.tasks.voices import takes_embeddings
 
@@ -210,14 +224,17 @@ class Speech(Job):
             raise UsageError("this model takes one voice")
         if takes_embeddings(config) and not voices:
             self.warn("without --voice this model makes one up")
-        return [
-            Speaking(
-                studio.model, self._source(dialogue=len(embeddings) > 1), seed=self.seed,
-                manner=studio.manner, speakers=len(embeddings) > 1,
-                conditions=speaking_conditions(config, studio.manner, embeddings),
-                prompt=voices[0] if voices and not embeddings else None,
-            )
-        ]  # fmt: skip
+        source = self._source(dialogue=len(embeddings) > 1)
+        how: dict[str, Any] = {
+            "seed": self.seed, "manner": studio.manner, "speakers": len(embeddings) > 1,
+            "conditions": speaking_conditions(config, studio.manner, embeddings),
+            "prompt": voices[0] if voices and not embeddings else None,
+        }  # fmt: skip
+        if studio.takes == 1:
+            return [Speaking(studio.model, source, **how)]
+        items = chain.from_iterable(source)
+        self.choice = Choice(studio.model, items, studio.takes, **how)
+        return self.choice.sessions
 
     def _source(self, dialogue: bool) -> Any:
         """Groups of words and rests, as they come."""
@@ -252,6 +269,14 @@ class Speech(Job):
             raise InputError(f"{source}: cannot read ({error.strerror})") from None
         except InputError:
             raise InputError(f"{source}: is not a text in UTF-8") from None
+
+    def ended(self, session: Any, event: End) -> None:
+        if self.choice is None:
+            return super().ended(session, event)
+        for kept in self.choice.end(session):
+            self.first_s = self.first_s or time.monotonic() - self.began
+            self.push(session, kept)
+        self.audio_s = self.choice.samples / 24_000
 
     def push(self, session: Speaking, event: Event) -> None:
         from moshi_cli.tasks import events

@@ -110,13 +110,17 @@ class Speaking:
 
     def take(self, output: Output) -> Iterable[Event]:
         """One frame of speech."""
-        assert output.pcm is not None
         self.prompter.sync(self.script, self.slot)
         yield from self._words(last=False)
         at, self.frame = self.frame, self.frame + 1
         if at >= self.prefix and (self.frames is None or at < self.frames):
-            yield Speech(output.pcm, self.samples / FRAME_HZ / FRAME_SAMPLES)
-            self.samples += output.pcm.shape[1]
+            yield from self.made(output)
+
+    def made(self, output: Output) -> Iterable[Event]:
+        """A frame that belongs to the text."""
+        assert output.pcm is not None
+        yield Speech(output.pcm, self.samples / FRAME_HZ / FRAME_SAMPLES)
+        self.samples += output.pcm.shape[1]
 
     @property
     def frames(self) -> int | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from moshi_cli.core.errors import UsageError
 
@@ -141,6 +141,7 @@ class Say:
 
     word: str
     speaker: int = 0
+    ends: bool = field(default=False, compare=False)  # a sentence
 
 
 @dataclass(frozen=True)
@@ -216,12 +217,17 @@ class Reader:
                 yield from self._words(match[0].strip())
 
     def _words(self, token: str) -> Iterator[Item]:
-        for word in spoken(token):
-            hyphens = self.form == "plain"
-            for part in [word] if self.form == "written" else plain(word, hyphens=hyphens):
-                self.spoke = True
-                yield Say(part, self.speaker)
-        if token.rstrip("\"')]”’").endswith((".", "?", "!")):
+        ends = token.rstrip("\"')]”’").endswith((".", "?", "!"))
+        hyphens = self.form == "plain"
+        parts = [
+            part
+            for word in spoken(token)
+            for part in ([word] if self.form == "written" else plain(word, hyphens=hyphens))
+        ]
+        for i, part in enumerate(parts, 1):
+            self.spoke = True
+            yield Say(part, self.speaker, ends and i == len(parts))
+        if ends:
             yield from self._sentence_end()
 
     def _sentence_end(self) -> Iterator[Item]:

@@ -38,8 +38,10 @@ from moshi_cli.tasks.codec import describe
 from moshi_cli.tasks.data import Pack
 from moshi_cli.tasks.events import End, Event, Word
 from moshi_cli.tasks.loop import Output, drive
+from moshi_cli.tasks.manner import Manner
 from moshi_cli.tasks.sound import FRAME_SAMPLES, Sound
-from moshi_cli.tasks.tts import Speaking, speaking_engine
+from moshi_cli.tasks.takes import Take as Sentence
+from moshi_cli.tasks.tts import read, speaking_engine
 from moshi_cli.tasks.whisper import WhisperEncoder
 from moshi_cli.tasks.wording import cardinal
 
@@ -59,23 +61,13 @@ OTHERWISE = {"-".join(cardinal(n)): str(n) for n in range(100)} | {
 Row = dict[str, Any]
 
 
-class Reading(Speaking):
+class Reading(Sentence):
     """A text in a slot, whose codes are kept and not decoded."""
 
     def __init__(self, model: Model, row: Row, number: int, seed: int):
-        super().__init__(model, row["text"], seed=seed)
+        assert model.text is not None
+        super().__init__(model, read(row["text"], model.text, Manner()), 0, seed=seed)
         self.row, self.number = row, number
-        self.codes: list[Tensor] = []  # long[Q] each
-        self.spoken: list[Word] = []
-
-    def take(self, output: Output) -> Iterable[Event]:
-        """One frame of codes."""
-        assert output.codes is not None
-        self.prompter.sync(self.script, self.slot)
-        yield from self._words(last=False)
-        self.frame += 1
-        self.codes.append(output.codes)
-        self.samples += FRAME_SAMPLES
 
     def said(self) -> Said | None:
         """The take; None if it is longer than Whisper hears."""
