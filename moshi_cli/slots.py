@@ -112,6 +112,8 @@ def work(
         def sessions() -> Iterator[Any]:
             nonlocal press
             for item in items:
+                while press is not None and len(left) >= press.run.options.batch_size:
+                    yield None  # so many go on as were asked for, however many slots each has
                 job = make(item)
                 press = press or Press(job.run)
                 press.line.append(job)
@@ -145,6 +147,7 @@ def work(
                     left[id(job)] -= 1
                     del owner[id(session)]
                     if not left[id(job)]:
+                        del left[id(job)]
                         yield finished(job, errors.pop(id(job), None))
             while failed:
                 yield finished(*failed.popleft())

@@ -103,10 +103,10 @@ class Seat(Generic[S]):
             yield event
 
 
-def drive(engine: Engine, sessions: Iterable[S]) -> Iterator[tuple[S, Event]]:
+def drive(engine: Engine, sessions: Iterable[S | None]) -> Iterator[tuple[S, Event]]:
     """Run sessions through the slots of an engine; pairs (session, event), End or Failed last.
 
-    Sessions are pulled when a slot is free. An InputError ends its own session only.
+    Sessions are pulled when a slot is free; None is none for now, while others go on. An InputError ends its own session only.
     """
     waiting = iter(sessions)
     seats: list[Seat[S] | None] = [None] * engine.slots
