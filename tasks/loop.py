@@ -106,7 +106,8 @@ class Seat(Generic[S]):
 def drive(engine: Engine, sessions: Iterable[S | None]) -> Iterator[tuple[S, Event]]:
     """Run sessions through the slots of an engine; pairs (session, event), End or Failed last.
 
-    Sessions are pulled when a slot is free; None is none for now, while others go on. An InputError ends its own session only.
+    Sessions are pulled when a slot is free; None is none for now, while others go on. An InputError
+    ends its own session only.
     """
     waiting = iter(sessions)
     seats: list[Seat[S] | None] = [None] * engine.slots

@@ -240,6 +240,36 @@ def test_a_batch_of_takes_gives_what_one_by_one_gives(invoke: Callable[..., Any]
     assert not Path("out1/b.wav").exists()
 
 
+@pytest.mark.parametrize("size", [1, 2])
+def test_as_many_texts_go_on_as_were_asked_for(
+    invoke: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """Slots of takes that have ended stay free until the text is kept: its time is its own."""
+    going: list[int] = []  # texts, at each beginning of a take
+    texts: set[int] = set()
+    begin, end = Choice.__init__, Choice.end
+
+    def began(self: Choice, *args: Any, **how: Any) -> None:
+        begin(self, *args, **how)
+        texts.add(id(self))
+        going.append(len(texts))
+
+    def ended(self: Choice, take: Take) -> list[Event]:
+        found = list(end(self, take))
+        if self.part > self.sessions[-1].part:
+            texts.discard(id(self))
+        return found
+
+    monkeypatch.setattr(Choice, "__init__", began)
+    monkeypatch.setattr(Choice, "end", ended)
+    rows = [f'{{"id": "{i}", "text": "{"one two " * (4 - i)}"}}' for i in range(4)]
+    Path("texts.jsonl").write_text("\n".join(rows))
+    done = invoke("--manifest", "texts.jsonl", "-o", "out/", "--batch-size", size, "--takes", 3)
+    assert done.exit_code == 0, done.stderr
+    assert len(going) == 4 and max(going) == size and not texts
+    assert len(list(Path("out").glob("*.wav"))) == 4
+
+
 def test_a_model_that_cannot_hear_is_refused_in_a_line(
     model: Model, invoke: Callable[..., Any]
 ) -> None:
