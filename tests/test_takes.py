@@ -260,6 +260,10 @@ def test_as_many_texts_go_on_as_were_asked_for(
             texts.discard(id(self))
         return found
 
+    def over(self: Take) -> bool:  # one take after the other
+        return self.frames is not None and self.frame >= self.frames + self.seed % 3
+
+    monkeypatch.setattr(Take, "over", property(over))
     monkeypatch.setattr(Choice, "__init__", began)
     monkeypatch.setattr(Choice, "end", ended)
     rows = [f'{{"id": "{i}", "text": "{"one two " * (4 - i)}"}}' for i in range(4)]
