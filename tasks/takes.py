@@ -142,7 +142,7 @@ def sentences(items: Iterable[Item]) -> list[list[Item]]:
     words = 0
     for item in items:
         parts[-1].append(item)
-        if isinstance(item, Say):
+        if isinstance(item, Say) and any(c.isalnum() for c in item.word):
             words += 1
             if words >= MOST or (words >= LEAST and item.ends):
                 parts.append([])

@@ -74,6 +74,15 @@ def test_a_rest_belongs_to_what_follows_or_to_the_end() -> None:
     assert [[i for i in p if isinstance(i, Rest)] for p in parts] == [[], [Rest(1.0), Rest(2.0)]]
 
 
+def test_what_has_no_letters_is_no_word(model: Model) -> None:
+    assert words(sentences(items("One two three. - ( ... ) ! - Four."))) == [
+        "One two three. - ( ... ) ! - Four."
+    ]
+    assert [w.text for w in speak_best(model, "one two three. ( ) ... ( )", 2).words] == [
+        "one", "two", "three",
+    ]  # fmt: skip
+
+
 def test_what_never_ends_is_cut() -> None:
     parts = sentences(items("word " * (2 * MOST + 5)))
     assert [len(p) for p in parts] == [MOST, MOST, 5]
