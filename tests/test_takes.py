@@ -119,19 +119,20 @@ def test_the_ear_adds_up_what_is_not_heard(
     monkeypatch.setattr("moshi_cli.tasks.takes.LOST", lost)
     expected = []
     for take in takes:
-        made = torch.stack(take.codes, 1)
-        codes = torch.full((1, lm.voice_q, made.shape[1]), -1)
-        codes[0, : len(made)] = made
-        timed = tuple((w.text, w.start_s, w.end_s) for w in take.spoken)
-        examiner = Examiner(model.lm, model.text, task)
-        found = nlls(model.lm, examiner.batch([Scene(codes, timed)]))
         total = 0.0
-        for nats, asked, token in zip(
-            found.nats[0, 0].tolist(), found.mask[0, 0].tolist(), found.text[0].tolist(),
-            strict=True,
-        ):  # fmt: skip
-            if asked and token not in (lm.text_pad, lm.text_epad):
-                total += min(nats, lost)
+        for width in (1, 2, 4):  # of four codebooks
+            made = torch.stack(take.codes, 1)[:width]
+            codes = torch.full((1, lm.voice_q, made.shape[1]), -1)
+            codes[0, : len(made)] = made
+            timed = tuple((w.text, w.start_s, w.end_s) for w in take.spoken)
+            examiner = Examiner(model.lm, model.text, task)
+            found = nlls(model.lm, examiner.batch([Scene(codes, timed)]))
+            for nats, asked, token in zip(
+                found.nats[0, 0].tolist(), found.mask[0, 0].tolist(), found.text[0].tolist(),
+                strict=True,
+            ):  # fmt: skip
+                if asked and token not in (lm.text_pad, lm.text_epad):
+                    total += min(nats, lost)
         expected.append(total)
     assert Ear(model).missed(takes) == pytest.approx(expected, rel=1e-4)
     assert len({round(x, 3) for x in expected}) > 1
