@@ -175,7 +175,10 @@ def build(make: Callable[[bool], Engine], compile: bool, console: Console) -> En
         return plain(make)
     try:
         engine = make(True)
+        engine.open(0, prime=False)  # a model may have to be told something
         engine.step(None, torch.zeros(engine.slots, dtype=torch.bool))  # nobody moves
+        engine.close(0)
+        engine.state.step.conditions = None  # of whatever length a session's are
     except MoshiError:
         raise
     except Exception as error:

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from moshi_cli import app as cli
 from moshi_cli.core import audio
-from moshi_cli.core.config import ModelConfig, Sampling
+from moshi_cli.core.config import ConditionConfig, FuserConfig, ModelConfig, Sampling
 from moshi_cli.core.errors import ModelError, UsageError
 from moshi_cli.core.kyutai_lm import read_sampling, write_sampling
 from moshi_cli.core.lm import MoshiLm
@@ -298,3 +298,19 @@ def test_a_file_says_how_many_takes() -> None:
     assert "takes" not in write_sampling(Sampling())
     with pytest.raises(UsageError):
         Sampling(takes=0)
+
+
+def test_compiling_asks_for_nothing_that_a_session_tells(
+    model: Model, invoke: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that is told its lag can be tried out before anybody has a slot."""
+    assert model.lm is not None
+    lag = ConditionConfig("lag", "lut", dim=4, values=("-4", "4"))
+    lm = replace(model.lm.config, conditions=(lag,), fuser=FuserConfig(sum=("lag",)))
+    told = replace(model, lm=MoshiLm(lm), config=replace(model.config, lm=lm))
+    save(told, Path("told"))
+    monkeypatch.setattr(torch, "compile", lambda function, **how: function)
+    for name, args in {"plain": [], "compiled": ["--compile"]}.items():
+        done = invoke(TEXT, *args, "-o", f"{name}.wav", "--model", "told")
+        assert done.exit_code == 0 and "does not work" not in done.stderr, done.stderr
+    assert torch.allclose(sound("plain.wav"), sound("compiled.wav"), atol=1e-3)
