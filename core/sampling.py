@@ -27,12 +27,15 @@ class Noise:
         """Exp(1) draws, float32 [B, count]: a counter-based generator (SplitMix64)."""
         key = mix(mix(mix(self.seed) + stream) + self.step * _ODD)  # [B]
         ranks = torch.arange(1, count + 1, device=key.device)
-        bits = mix(key[:, None] + ranks * _GOLDEN)  # [B, count]
+        # mix(key + rank · golden), wrapping. Not written so, since Inductor takes a rank times a
+        # number for an index, which in C must not overflow: from the 16th on it does anything.
+        bits = mix(((key * _GOLDEN_INVERSE)[:, None] + ranks) * _GOLDEN)  # [B, count]
         uniform = (((bits >> 40) & 0xFFFFFF) + 0.5) * 2.0**-24  # in (0, 1)
         return -uniform.float().log()
 
 
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64
+_GOLDEN_INVERSE = 0xF1DE83E19937733D - 2**64  # their product is 1, wrapping
 _ODD = 0xD1B54A32D192ED03 - 2**64
 
 
