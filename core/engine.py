@@ -100,7 +100,7 @@ class Engine:
 
         codebooks: make only so many (quicker, coarser). prompt_frames: room for audio prompts;
         hide_prompt: the null half of guidance does not see them. exact_window: see Mimi.init_state.
-        decode: codes become sound; without, they do not. compile: NotImplementedError for a search.
+        decode: codes become sound; without, they do not.
         """
         assert model.lm is not None
         self.model, self.task = model, task
@@ -130,8 +130,6 @@ class Engine:
             late = torch.zeros(slots, 1, self.frame_samples, device=model.device)
         self.state = EngineState(step, mimi, late, self.beam, self.shifts)
         self._frame: Callable[..., Frame] = self.frame
-        if compile and search is not None:  # it writes wrong words, compiled
-            raise NotImplementedError("a search is not compiled")
         if compile:
             self._frame = torch.compile(self.frame, fullgraph=True, dynamic=False)
 

@@ -191,10 +191,14 @@ class Search:
                 return
         parent = parent[rows]
         for tensor in (mine.words, mine.past, mine.quiet, mine.memory, mine.place):
-            tensor[rows] = tensor[parent]
+            copy_rows(tensor, rows, parent)
         clock = clock[rows].repeat_interleave(self.shifts)
         rows, parent = self.every(rows), self.every(parent)
-        state.ring.cells[rows] = state.ring.cells[parent]
+        if not immediate(parent):  # all rows: in their order
+            rows, parent = (
+                x.view(-1, self.beam, self.shifts).transpose(1, 2).flatten() for x in (rows, parent)
+            )
+        copy_rows(state.ring.cells, rows, parent)
         steps = clock[:, None] - torch.arange(LATEST, device=clock.device)
         at = steps % state.lm.layers[0].k.shape[2]  # [rows, LATEST]
         rings = [tensor for cache in state.lm.layers for tensor in (cache.k, cache.v)]
@@ -203,6 +207,14 @@ class Search:
             return
         for tensor in rings:
             tensor[rows[:, None], :, at] = tensor[parent[:, None], :, at]
+
+
+def copy_rows(tensor: Tensor, rows: Tensor, parent: Tensor) -> None:
+    """Rows long[N] become what other ones, long[N], were. In a graph these are all, in order."""
+    if immediate(tensor):
+        tensor[rows] = tensor[parent]
+    else:  # not a scatter: Inductor makes one in place, and reads what it has just written
+        tensor.copy_(tensor[parent])
 
 
 def immediate(tensor: Tensor) -> bool:

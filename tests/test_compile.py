@@ -16,6 +16,7 @@ from moshi_cli.core.config import ConditionConfig, FuserConfig, ModelConfig, Sam
 from moshi_cli.core.engine import Engine
 from moshi_cli.core.lm import MoshiLm
 from moshi_cli.core.mimi import Mimi
+from moshi_cli.core.sampling import Noise
 from moshi_cli.core.script import Entry, Script
 from moshi_cli.core.streams import Role, Task
 from moshi_cli.core.weights import Model
@@ -103,6 +104,41 @@ def test_one_graph(model: Model, task: Task, sampling: Sampling) -> None:
                 torch.testing.assert_close(x, y, atol=1e-5, rtol=1e-5)
     assert counters["stats"]["unique_graphs"] == 1
     assert not counters["graph_break"]
+
+
+@pytest.fixture
+def compiler() -> None:
+    try:
+        torch.compile(lambda x: x * 2)(torch.ones(2))
+    except Exception as e:
+        pytest.skip(f"no working compiler: {e}")
+
+
+@pytest.mark.usefixtures("compiler")
+def test_draws_of_the_real_compiler() -> None:
+    """Their integers wrap around; an index, for which Inductor may take them, must not."""
+    seed = torch.arange(5) * 12345
+    noise = Noise(seed, seed % 7)
+    compiled = torch.compile(lambda count: noise.exponential(3, count), dynamic=False)
+    for count in (25, 2048):
+        torch.testing.assert_close(compiled(count), noise.exponential(3, count))
+
+
+@pytest.mark.usefixtures("compiler")
+def test_a_search_of_the_real_compiler(model: Model) -> None:
+    """Hypotheses become copies of one another in place."""
+    sampling = Sampling(0, 0, 0, 0, beam=6, shifts=2)
+    compiled, eager = (
+        Engine(model, ASR, 2, sampling=sampling, compile=compile) for compile in (True, False)
+    )
+    for slot in range(2):
+        compiled.open(slot, seed=slot)
+        eager.open(slot, seed=slot)
+    for _ in range(20):
+        pcm = torch.rand(2, 1, 1920) - 0.5
+        a, b = compiled.step(pcm, torch.ones(2).bool()), eager.step(pcm, torch.ones(2).bool())
+        assert torch.equal(a.text, b.text)
+        assert torch.equal(compiled.state.step.ring.cells, eager.state.step.ring.cells)
 
 
 def test_training_pass_is_one_graph() -> None:

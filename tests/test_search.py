@@ -544,11 +544,6 @@ def test_states_follow_their_hypotheses_in_a_graph_as_well(
     assert texts(Engine(model, ASR_3, 1, sampling=sampling), wav, 0, HOLD + 4) == quick
 
 
-def test_a_search_is_not_compiled(model: Model) -> None:
-    with pytest.raises(NotImplementedError, match="not compiled"):
-        Engine(model, ASR_3, 1, sampling=Sampling(0, 0, 0, 0, beam=2), compile=True)
-
-
 @pytest.mark.parametrize("shifts", [1, 2])
 def test_only_the_latest_keys_have_to_follow(
     model: Model, tiny_text: Text, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shifts: int
