@@ -18,10 +18,10 @@ SMALL = Learning(passes=100, dim=8, width=16, dropout=0.0, batch=60, rate=3e-2)
 
 
 def sentences(count: int) -> list[list[int]]:
-    """The last token is the first one again, whatever stands between them: n-grams cannot tell."""
+    """The last token is the first one again, whatever stands between them: triples cannot tell."""
     draw, rows = random.Random(4), []
     for _ in range(count):
-        first, between = draw.randint(4, 6), [draw.randint(7, 8) for _ in range(draw.randint(2, 3))]
+        first, between = draw.randint(4, 6), [draw.randint(7, 8) for _ in range(draw.randint(1, 2))]
         rows.append([BOS, first, *between, 9, first, EOS])
     return rows
 
