@@ -56,7 +56,7 @@ class HearingFlags:
     speeds: Annotated[
         str | None,
         flag("--speeds", "Hear a recording at each of these (0.9,1,1.1), keep the words of which "
-             "the model is surest: fewer errors with strange voices, so many times the time.",
+             "the model is surest: fewer errors with some voices, so many times the time.",
              metavar="N,…"),
     ] = None  # fmt: skip
     refresh: Annotated[
