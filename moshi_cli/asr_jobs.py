@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from moshi_cli.core.engine import Engine
     from moshi_cli.core.weights import Model
     from moshi_cli.tasks.asr import Hearing
-    from moshi_cli.tasks.events import End, Event
-    from moshi_cli.tasks.speeds import Speeds
+    from moshi_cli.tasks.events import Event
     from moshi_cli.tasks.subtitles import Layout
 
 MICROPHONE = Item("microphone", None, "microphone")
@@ -53,12 +52,6 @@ class HearingFlags:
         flag("--shifts", "Times that the search hears the sound, each a part of a frame later, to "
              "go by the mean: fewer errors, more time. Default: the model's.", min=1),
     ] = None  # fmt: skip
-    speeds: Annotated[
-        str | None,
-        flag("--speeds", "Hear a recording at each of these (0.9,1,1.1), keep the words of which "
-             "the model is surest: fewer errors with some voices, so many times the time.",
-             metavar="N,…"),
-    ] = None  # fmt: skip
     refresh: Annotated[
         float | None, flag("--refresh", "Begin afresh in a pause after so many s; 0: never.", min=0)
     ] = None
@@ -89,19 +82,6 @@ def suffixes_of(formats: tuple[str, ...]) -> list[str]:
         f".{'alignments.json' if both else 'json'}" if name == "alignments" else f".{name}"
         for name in formats
     ]
-
-
-def speeds_of(asked: str | None) -> tuple[float, ...]:
-    """The speeds of --speeds; 1 alone if it was not given."""
-    from moshi_cli.tasks.speeds import QUICKEST, SLOWEST
-
-    try:
-        found = tuple(dict.fromkeys(float(part) for part in (asked or "1").split(",")))
-    except ValueError:
-        raise UsageError(f"--speeds {asked}: not numbers", "--speeds 0.9,1,1.1") from None
-    if not all(SLOWEST <= speed <= QUICKEST for speed in found):
-        raise UsageError(f"--speeds {asked}: a speed is {SLOWEST:g} to {QUICKEST:g}")
-    return found
 
 
 @dataclass(frozen=True)
@@ -147,9 +127,6 @@ class Desk:
             refresh_s=asr.refresh_s(model.config) if hearing.refresh is None else hearing.refresh,
             pause_threshold=threshold_of(model, hearing),
         )
-        self.speeds = speeds_of(hearing.speeds)
-        if hearing.mic and hearing.speeds is not None:
-            raise UsageError("--speeds needs a recording, which the microphone is not")
         beam = 1 if hearing.mic and hearing.beam_size is None else hearing.beam_size
         self.sampling = asr.hearing_sampling(
             model.config, hearing.temperature, beam, hearing.lm_weight, hearing.shifts
@@ -162,7 +139,7 @@ class Desk:
             "sample_rate": 24_000, "frame_ms": 80, "delay_s": self.task.lag_s,
             "temperature": hearing.temperature, "beam_size": self.sampling.beam,
             "lm_weight": self.sampling.lm_weight, "shifts": self.sampling.shifts,
-            "speeds": list(self.speeds), **details(model, options),
+            **details(model, options),
         }  # fmt: skip
         self.settings = {
             **self.details, "style": style, "reading": reading, "hearing": self.options,
@@ -173,7 +150,6 @@ class Desk:
         from moshi_cli.core.engine import Engine
 
         slots = slots_for(self.run, 2 if self.reading.channel == "separate" else 1)
-        slots *= len(self.speeds)
 
         def make(compile: bool) -> Engine:
             return Engine(self.model, self.task, slots, sampling=self.sampling, compile=compile)
@@ -203,42 +179,25 @@ class Listening(Job):
         self.live = self.style.formats[0] if direct and self.style.formats[0] in LIVE else None
         self.words_shown = self.live == "txt" and on_terminal()
         self.events: list[Event] = []
-        self.copies: dict[int, Speeds] = {}  # session -> its recording, heard at several speeds
         self.details = {"input": item.id, **desk.details, "item_seed": self.seed}
 
     def sessions(self) -> list[Hearing]:
         from moshi_cli.tasks.asr import Hearing
         from moshi_cli.tasks.events import Start
         from moshi_cli.tasks.sound import Sound, Split
-        from moshi_cli.tasks.speeds import Speeds
 
         feed, rtf = self.desk.source(self.item), self.desk.hearing.rtf
         source, count = Paced(feed, rtf) if rtf else feed, feed.channels
         parts: list[Any] = [source] if count == 1 else list(Split(source, count).channels)
         if self.live == "jsonl":
             self._show(Start(self.details))
-        model, task = self.desk.model, self.desk.task
-        how: dict[str, Any] = {"seed": self.seed, "options": self.desk.options}
-        if self.desk.speeds == (1.0,):
-            return [
-                Hearing(model, task, Sound(part), channel=channel, **how)
-                for channel, part in enumerate(parts)
-            ]
-        found: list[Hearing] = []
-        for channel, part in enumerate(parts):
-            copies = Speeds(model, task, part, self.desk.speeds, channel=channel, **how)
-            self.copies |= {id(session): copies for session in copies.sessions}
-            found += copies.sessions
-        return found
-
-    def ended(self, session: Hearing, event: End) -> None:
-        copies = self.copies.get(id(session))
-        if copies is None:
-            return super().ended(session, event)
-        for kept in copies.end():
-            self.first_s = self.first_s or time.monotonic() - self.began
-            self.push(session, kept)
-        self.audio_s = max(self.audio_s, copies.audio_s)
+        return [
+            Hearing(
+                self.desk.model, self.desk.task, Sound(part), seed=self.seed, channel=channel,
+                options=self.desk.options,
+            )
+            for channel, part in enumerate(parts)
+        ]  # fmt: skip
 
     def push(self, session: Hearing, event: Event) -> None:
         from moshi_cli.tasks.events import Segment, Warning

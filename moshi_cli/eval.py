@@ -43,7 +43,6 @@ def asr(
     beam_size: Annotated[int | None, flag("--beam-size", "As in `moshi asr`.", min=1)] = None,
     lm_weight: Annotated[float | None, flag("--lm-weight", "As in `moshi asr`.", min=0)] = None,
     shifts: Annotated[int | None, flag("--shifts", "As in `moshi asr`.", min=1)] = None,
-    speeds: Annotated[str | None, flag("--speeds", "As in `moshi asr`.", metavar="N,…")] = None,
     refresh: Annotated[float | None, flag("--refresh", "As in `moshi asr`.", min=0)] = None,
     collar: Annotated[float, flag("--collar", "Seconds that word times may be off.", min=0)] = 0.2,
     by: By = None,
@@ -63,7 +62,7 @@ def asr(
 
     hearing = HearingFlags(
         delay=delay, temperature=temperature, beam_size=beam_size, lm_weight=lm_weight,
-        shifts=shifts, speeds=speeds, refresh=refresh, compile=compile,
+        shifts=shifts, refresh=refresh, compile=compile,
     )  # fmt: skip
     return run(
         inputs, manifest, hyp, recursive, channel, hearing, collar,

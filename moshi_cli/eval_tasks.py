@@ -117,7 +117,7 @@ def asr(
     run(work(desk.engine(), desk.job), desk.settings, opened.revision or opened.name)
     settings = {"delay_s": desk.task.lag_s, "temperature": hearing.temperature, "channel": channel}
     settings |= {"beam_size": desk.sampling.beam, "lm_weight": desk.sampling.lm_weight}
-    settings |= {"shifts": desk.sampling.shifts, "speeds": list(desk.speeds)}
+    settings |= {"shifts": desk.sampling.shifts}
     settings |= {"refresh_s": desk.options.refresh_s, "collar_s": collar_s}
     return run.finish(figures, asked.told(opened, settings=settings))
 

@@ -77,7 +77,7 @@ class Transcription(Trial, Listening):
 
         super().push(session, event)
         if isinstance(event, Word):
-            self.words.append((event, session.heard_s))
+            self.words.append((event, session.heard * FRAME_S))
 
     def complete(self) -> None:
         self.words.sort(key=lambda pair: pair[0].start_s)

@@ -189,11 +189,6 @@ class Hearing:
         """Sound heard so far."""
         return self.sound.seconds
 
-    @property
-    def heard_s(self) -> float:
-        """The same with the silence that was fed at its end."""
-        return self.heard * FRAME_S
-
 
 # For those who call it ----------------------------------------------------------------------------
 
