@@ -194,7 +194,7 @@ class Search:
             copy_rows(tensor, rows, parent)
         clock = clock[rows].repeat_interleave(self.shifts)
         rows, parent = self.every(rows), self.every(parent)
-        if not immediate(parent):  # all rows: in their order
+        if not immediate(parent):  # all rows: in their order; a slot has one clock
             rows, parent = (
                 x.view(-1, self.beam, self.shifts).transpose(1, 2).flatten() for x in (rows, parent)
             )

@@ -126,7 +126,7 @@ def test_draws_of_the_real_compiler() -> None:
 
 @pytest.mark.usefixtures("compiler")
 def test_a_search_of_the_real_compiler(model: Model) -> None:
-    """Hypotheses become copies of one another in place."""
+    """Hypotheses become copies of one another in place, in slots whose clocks differ."""
     sampling = Sampling(0, 0, 0, 0, beam=6, shifts=2)
     compiled, eager = (
         Engine(model, ASR, 2, sampling=sampling, compile=compile) for compile in (True, False)
@@ -134,9 +134,9 @@ def test_a_search_of_the_real_compiler(model: Model) -> None:
     for slot in range(2):
         compiled.open(slot, seed=slot)
         eager.open(slot, seed=slot)
-    for _ in range(20):
-        pcm = torch.rand(2, 1, 1920) - 0.5
-        a, b = compiled.step(pcm, torch.ones(2).bool()), eager.step(pcm, torch.ones(2).bool())
+    for step in range(20):
+        pcm, active = torch.rand(2, 1, 1920) - 0.5, torch.tensor([True, step % 3 != 1])
+        a, b = compiled.step(pcm, active), eager.step(pcm, active)
         assert torch.equal(a.text, b.text)
         assert torch.equal(compiled.state.step.ring.cells, eager.state.step.ring.cells)
 
